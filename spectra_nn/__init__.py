@@ -1,3 +1,58 @@
-"""Fast, differentiable models of astronomical spectra."""
+"""Fast, differentiable models of astronomical spectra.
+
+Stars: labels -> emulator -> spectrum, and back by fitting. The main names are here (`spectra_nn.Emulator`,
+`spectra_nn.fit`), the rest in the modules (`spectra_nn.core`, `spectra_nn.fitting`); both are loaded when first used,
+so that `import spectra_nn` is quick and does not import torch.
+"""
 
 __version__ = "0.1.0"
+
+from importlib import import_module as _import_module
+
+# module -> the names that `spectra_nn` itself offers from it
+_NAMES = {
+    "core": ("Spectra", "SpectraError", "air_to_vacuum", "asset", "log_grid", "vacuum_to_air"),
+    "resample": (),
+    "data_prep": ("LabelScaler", "PrepReport", "SpectralGrid", "prepare_grid", "sample_labels"),
+    "training": ("TrainConfig",),
+    "least_squares": (),
+    "emulator": ("Emulator", "plot_pixel_error", "plot_recovery", "suggest_labels", "train_emulator", "validate"),
+    "observe": (),
+    "fitting": ("FitFlag", "FitResult", "fit"),
+    "instruments": ("Instrument", "read_spectra"),
+    "demo": (),
+    "cli": (),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+_EXTRAS = {"specutils": "specutils", "tensorboard": "track"}  # package -> the extra that brings it
+
+__all__ = ["__version__", *_NAMES, *_HOME]
+
+
+def _load(module: str):
+    """Import `spectra_nn.<module>`; a missing package is named with the command that installs it."""
+    try:
+        return _import_module(f"{__name__}.{module}")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", __name__):
+            raise
+        wanted = f"'spectra_nn[{_EXTRAS[package]}]'" if package in _EXTRAS else package
+        raise ImportError(
+            f"spectra_nn.{module} needs {package}, which is not installed: pip install {wanted}", name=package
+        ) from error
+
+
+def __getattr__(name: str):
+    if name in _NAMES:
+        value = _load(name)
+    elif name in _HOME:
+        value = getattr(_load(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # the next use does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
