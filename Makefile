@@ -27,7 +27,7 @@ $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "spectra_nn needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) --version 2>&1`. Try: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m pip install $(if $(CI),-q) -e '.[dev]' -c constraints.txt
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
@@ -47,14 +47,17 @@ export: install
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 
+# smalldocs names pages after notebooks where Quarto heeds nbdev's output-file; anything else it finds is a fault.
 docs: install
-	$(BIN)/python -m pip show -q smalldocs 2>/dev/null || command -v quarto >/dev/null || \
-	  $(BIN)/python -m pip install -e '.[docs]' -c constraints.txt
+	command -v quarto >/dev/null || $(BIN)/python -m pip show -q smalldocs 2>/dev/null || \
+	  $(BIN)/python -m pip install -q -e '.[docs]' -c constraints.txt
 	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -c 'if __name__ == "__main__": from nbdev.serve import proc_nbs; proc_nbs(force=True, n_workers=2)'
 	rm -rf _docs
-	cd _proc && if command -v quarto >/dev/null; then quarto render --no-cache; \
-	  else $(abspath $(BIN))/smalldocs render . && $(abspath $(BIN))/smalldocs check .; fi
+	cd _proc && if command -v quarto >/dev/null; then quarto render --no-cache; else \
+	  $(abspath $(BIN))/smalldocs render --quiet . 2>/dev/null && \
+	  ! $(abspath $(BIN))/smalldocs check . | grep -vE 'output-file is not read|thing\(s\) to look at'; fi
 	mv _proc/_docs _docs
+	@echo "the website is in _docs/"
 
 bench: install
 	$(BIN)/python tests/benchmarks/run.py
