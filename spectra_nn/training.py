@@ -152,7 +152,7 @@ def _soap_start(parameter: Tensor, gradient: Tensor, largest: int) -> dict:
             state[f"{side}_basis"] = torch.linalg.eigh(state[side]).eigenvectors.flip(1).contiguous()
     return state
 
-# %% ../nbs/02_training.ipynb #9f9d8d8e
+# %% ../nbs/02_training.ipynb #96628379
 class SOAP(torch.optim.Optimizer):
     "Adam in the slowly turning eigenbasis of the gradients (Vyas et al. 2024)."
 
@@ -193,17 +193,17 @@ class SOAP(torch.optim.Optimizer):
         turned = _turn(gradient, state)
         state["momentum"].lerp_(turned, 1 - beta1)
         state["variance"].mul_(beta2).addcmul_(turned, turned, value=1 - beta2)
-        size = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
-        step = _turn(state["momentum"] / (state["variance"].sqrt() + group["eps"]), state, back=True)
+        spread = (state["variance"] / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
+        step = _turn(state["momentum"] / spread, state, back=True).reshape(parameter.shape)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.sub_(step.reshape(parameter.shape), alpha=size)
+        parameter.sub_(step, alpha=group["lr"] / (1 - beta1 ** state["step"]))
         for side, matrix in (("left", gradient), ("right", gradient.mT)):
             if side in state:
                 state[side].lerp_(matrix @ matrix.mT, 1 - beta2)
         if state["step"] % group["precondition_frequency"] == 0:
             _update_bases(state)
 
-# %% ../nbs/02_training.ipynb #43e59f04
+# %% ../nbs/02_training.ipynb #5c4f5825
 def build_optimiser(
     model: nn.Module,    # its parameters that require a gradient are trained
     config: TrainConfig, # optimiser, learning_rate and weight_decay are used
@@ -212,11 +212,11 @@ def build_optimiser(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise SpectraError("the model has no parameter to train; were they all frozen with requires_grad_(False)?")
-    groups = [
-        dict(params=[p for p in trained if p.ndim > 1], weight_decay=config.weight_decay),
-        dict(params=[p for p in trained if p.ndim < 2], weight_decay=0.0),
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = [dict(params=trained, weight_decay=0.0)]
+    if config.weight_decay:
+        groups = [dict(params=[p for p in trained if p.ndim > 1], weight_decay=config.weight_decay),
+                  dict(params=[p for p in trained if p.ndim < 2], weight_decay=0.0)]
+        groups = [group for group in groups if group["params"]]
     if config.optimiser == "soap":
         return SOAP(groups, lr=config.learning_rate)
     # fused: one call for all parameters, three times faster for a small network on a CPU
@@ -477,13 +477,16 @@ def _resume(run: _Run, path: Path):
     for name in ("steps", "check_every", "step", "rows", "best_step", "best_loss", "seconds", "stopped"):
         setattr(run, name, record[name])
 
-# %% ../nbs/02_training.ipynb #4b1872a2
+# %% ../nbs/02_training.ipynb #386e5541
 def _advance(run: _Run, bar) -> Tensor:
     "Train to the next validation; return the losses of the steps, on this process."
     config, optimiser, first = run.config, run.optimiser, run.step
-    torch.manual_seed(_seed(config.seed, 2, first, run.batches.rank))
+    device = run.accelerator.device
+    torch.default_generator.manual_seed(_seed(config.seed, 2, first, run.batches.rank))
+    if device.type == "cuda":
+        torch.cuda.manual_seed(_seed(config.seed, 2, first, run.batches.rank))
     run.parallel.train()
-    losses = torch.zeros(min(run.check_every, run.steps - first), device=run.accelerator.device)
+    losses = torch.zeros(min(run.check_every, run.steps - first), device=device)
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for number in range(len(losses)):
         rate = config.learning_rate * warmup_cosine(first + number, run.steps, config.warmup)
@@ -495,7 +498,8 @@ def _advance(run: _Run, bar) -> Tensor:
         if config.gradient_clip is not None:
             nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
         optimiser.step()
-        optimiser.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         losses[number] = value.detach()
         run.step += 1
         bar.update()
@@ -593,7 +597,7 @@ def _cut_metrics(path: Path, step: int):
     with atomic_write(path) as aside:
         aside.write_text("".join(kept), encoding="utf-8")
 
-# %% ../nbs/02_training.ipynb #69650e55
+# %% ../nbs/02_training.ipynb #6ea62a38
 def _steps_in(run: _Run, seconds: float) -> int:
     "Return how many steps fit in `seconds`, by timing some that are then undone."
     from accelerate.utils import broadcast_object_list
@@ -604,14 +608,14 @@ def _steps_in(run: _Run, seconds: float) -> int:
         _advance(run, tqdm(disable=True)).sum().item()
         return (time.perf_counter() - started) / steps
 
-    began, weights = time.perf_counter(), {name: value.detach().clone() for name, value in run.model.state_dict().items()}
+    weights = {name: value.detach().clone() for name, value in run.model.state_dict().items()}
     trial = [max(10, min(1000, round(min(2.0, 0.03 * seconds) / timed(3))))]
     broadcast_object_list(trial)
     per_step = timed(trial[0])
     began_check = time.perf_counter()
     _validate(run)
     per_check = time.perf_counter() - began_check
-    left = 0.98 * seconds - (time.perf_counter() - began)
+    left = 0.98 * seconds - run.elapsed()
     every = run.config.check_every
     found = [left / (per_step + per_check / every) if every else (left - 100 * per_check) / per_step]
     broadcast_object_list(found)
@@ -656,7 +660,7 @@ def _setup(model, loss, train_data, valid_data, config, folder, accelerator) -> 
     folder = None if folder is None else Path(folder)
     return _Run(model, parallel, loss, batches, valid_data, config, build_optimiser(model, config), accelerator, folder, fingerprint)
 
-# %% ../nbs/02_training.ipynb #2de3ef42
+# %% ../nbs/02_training.ipynb #21325ab4
 def _begin(run: _Run, resume: bool):
     "Resume `run` from its folder, or validate the fresh model and write checkpoint 0."
     from accelerate.utils import broadcast_object_list
@@ -678,12 +682,11 @@ def _begin(run: _Run, resume: bool):
         run.steps = run.config.steps or _steps_in(run, 60 * run.config.minutes)
         run.check_every = min(run.steps, run.config.check_every or max(1, run.steps // 100))
         if run.folder is not None and main:
-            for old in run.folder.glob("step_*.safetensors"):
-                old.unlink()
+            for old in [*run.folder.glob("step_*.safetensors"), *run.folder.glob(".*.tmp.step_*.safetensors")]:
+                old.unlink(missing_ok=True)
             _save(run)
     if run.folder is not None and main:
         _cut_metrics(run.folder / "metrics.jsonl", run.step)
-    run.clock = time.perf_counter()
 
 # %% ../nbs/02_training.ipynb #2778f6ec
 def train(
