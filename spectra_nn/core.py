@@ -6,13 +6,14 @@
 __all__ = ['SPEED_OF_LIGHT', 'SpectraError', 'nearest_name', 'vacuum_to_air', 'air_to_vacuum', 'log_grid', 'Spectra',
            'atomic_write', 'read_npz', 'asset']
 
-# %% ../nbs/00_core.ipynb #9e7c5af4
+# %% ../nbs/00_core.ipynb #e7be0c5e
 import difflib
 import errno
 import os
 import secrets
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -93,7 +94,7 @@ def log_grid(
         raise SpectraError(f"a step of {velocity_step} km/s is wider than the window {start}-{stop} Å. Is velocity_step in m/s?")
     return start * np.exp(step * np.arange(n_pix))
 
-# %% ../nbs/00_core.ipynb #f4960b4f
+# %% ../nbs/00_core.ipynb #eb544b4a
 def _plain(values: Any, name: str) -> tuple[np.ndarray, np.ndarray, Any]:
     "Copy `values` to a native float array (float32 stays), with the mask (True = bad) and the unit that came with it."
     mask = getattr(values, "mask", None)
@@ -104,7 +105,8 @@ def _plain(values: Any, name: str) -> tuple[np.ndarray, np.ndarray, Any]:
         raise SpectraError(f"{name} is not a rectangular array: {error}. Do the spectra differ in length?") from error
     if array.dtype.kind not in "fiub":
         raise SpectraError(f"{name} holds values of type {array.dtype}, not numbers. Is it the wrong column, or text?")
-    array = np.array(array, dtype=np.float32 if array.dtype == np.float32 else np.float64, order="C", subok=False)
+    single = array.dtype.kind == "f" and array.dtype.itemsize == 4
+    array = np.array(array, dtype=np.float32 if single else np.float64, order="C", subok=False)
     bad = np.zeros(array.shape, bool) if mask is None else np.broadcast_to(np.asarray(mask, bool), array.shape)
     return array, bad, getattr(values, "unit", None)
 
@@ -186,7 +188,7 @@ def _check_names(n_spec: int, frame: str, velocity_frame: str | None, ids: Any) 
         raise SpectraError(f"{len(ids)} ids for {n_spec} spectra.")
     return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in ids)
 
-# %% ../nbs/00_core.ipynb #9fa7bdd0
+# %% ../nbs/00_core.ipynb #2484b923
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectra:
     """One or many spectra with their inverse variances: validated, and independent of the arrays it was made from.
@@ -213,18 +215,10 @@ class Spectra:
     ids: Sequence[str] | None = None
     meta: dict = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for name, value in _validated(self).items():
-            object.__setattr__(self, name, value)  # the way to fill in a frozen record
-
-    def __len__(self) -> int:
-        return len(self.flux)
-
-    def __repr__(self) -> str:
-        return _describe(self)
-
-    def __getitem__(self, index: int | slice | str | np.ndarray) -> "Spectra":
-        return _select(self, index)
+    def __post_init__(self) -> None: self.__dict__.update(_validated(self))  # past the frozen record's lock, this once
+    def __len__(self) -> int: return len(self.flux)
+    def __repr__(self) -> str: return _describe(self)
+    def __getitem__(self, index: int | slice | str | np.ndarray) -> "Spectra": return _select(self, index)
 
     @classmethod
     def from_error(cls, wave: Any, flux: Any, error: Any, **options: Any) -> "Spectra":
@@ -232,13 +226,26 @@ class Spectra:
         return cls(wave, flux, _ivar_from_error(error), **options)
 
     @classmethod
+    def from_snr(cls, wave: Any, flux: Any, snr: float | np.ndarray, **options: Any) -> "Spectra":
+        "Make `Spectra` from one signal-to-noise ratio per spectrum, taking the median flux for the signal."
+        return cls(wave, flux, _ivar_from_snr(flux, snr), **options)
+
+    @classmethod
     def from_object(cls, source: Any, **options: Any) -> "Spectra":
-        "Make `Spectra` from an object that has `spectral_axis`, `flux` and `uncertainty`, as those of specutils."
+        "Make `Spectra` from an object with `spectral_axis`, `flux` and `uncertainty`, like a `specutils.Spectrum`."
         return cls(**(_fields_of_object(source) | options))
 
     def to_frame(self, frame: str, method: str = "ciddor1996") -> "Spectra":
         "Convert the wavelengths to 'air' or 'vacuum'; each flux stays in its pixel."
         return _to_frame(self, frame, method)
+
+    def to_specutils(self) -> Any:
+        "Make a `specutils.Spectrum`, or a `SpectrumCollection` if the grids differ; needs the extra `spectra_nn[specutils]`."
+        return _to_specutils(self)
+
+    def plot(self, index: int | str = 0, ax: Any = None) -> Any:
+        "Plot one spectrum with its 1σ band on Matplotlib axes `ax`, new ones if None, and return them."
+        return _plot(self, index, ax)
 
 # %% ../nbs/00_core.ipynb #b830a41d
 def _validated(record: Spectra) -> dict:
@@ -290,7 +297,7 @@ def _to_frame(spectra: Spectra, frame: str, method: str) -> Spectra:
         raise SpectraError("the wavelengths cross 2000 Å, below which none are given in air: cut the spectrum there first.")
     return replace(spectra, wave=wave, frame=frame)
 
-# %% ../nbs/00_core.ipynb #75bb2358
+# %% ../nbs/00_core.ipynb #aae134a9
 def _ivar_from_error(error: Any) -> Any:
     "Return 1/error² with 0 in bad pixels, with the unit of `error` if it has one."
     if error is None:
@@ -306,6 +313,18 @@ def _ivar_from_error(error: Any) -> Any:
     return ivar * u.Unit(unit) ** -2
 
 
+def _ivar_from_snr(flux: Any, snr: Any) -> np.ndarray:
+    "Return the inverse variance (n_spec, n_pix) of spectra with one signal-to-noise ratio each, or one for all."
+    flux, bad, unit = _plain(flux, "flux")
+    flux, snr = np.atleast_2d(flux), np.asarray(snr, dtype=np.float64)
+    if snr.shape not in ((), (len(flux),)) or not np.all(snr > 0):
+        raise SpectraError(f"snr must be positive, one number or one per spectrum ({len(flux)},); got shape {snr.shape}, least {snr.min(initial=np.inf):g}.")
+    signal = np.ma.median(np.ma.masked_array(flux.astype(np.float64), ~np.isfinite(flux) | np.atleast_2d(bad)), axis=-1).filled(0)
+    with np.errstate(divide="ignore"):
+        ivar = np.where(signal > 0, (snr / signal) ** 2, 0.0)
+    return np.broadcast_to(ivar[:, None], flux.shape)
+
+# %% ../nbs/00_core.ipynb #5f5b6728
 def _fields_of_object(source: Any) -> dict:
     "Return the fields of a `Spectra` found in a specutils-like object."
     absent = [name for name in ("spectral_axis", "flux") if not hasattr(source, name)]
@@ -319,6 +338,8 @@ def _fields_of_object(source: Any) -> dict:
     power = {"std": -2, "var": -1, "ivar": 1}[kind]
     with np.errstate(divide="ignore"):
         ivar = np.asarray(uncertainty.array, np.float64) ** power
+    if getattr(uncertainty, "unit", None) is not None:
+        ivar = ivar * uncertainty.unit**power
     wave, _, unit = _plain(source.spectral_axis, "spectral_axis")
     wave = wave if unit is None else _convert(wave.astype(np.float64), unit, "Angstrom", "spectral_axis")
     order = slice(None, None, -1 if wave[..., 0].min() > wave[..., -1].min() else 1)
@@ -327,7 +348,38 @@ def _fields_of_object(source: Any) -> dict:
     known = {name: meta.pop(name) for name in ("frame", "velocity_frame", "ids") if name in meta}
     return fields | known | {"meta": meta}
 
-# %% ../nbs/00_core.ipynb #c4e198cf
+# %% ../nbs/00_core.ipynb #7ed4b200
+def _to_specutils(spectra: Spectra) -> Any:
+    "Return the specutils object; its `meta` keeps frame, velocity frame and ids for the way back."
+    try:
+        import astropy.units as u
+        from astropy.nddata import InverseVariance
+        from specutils import Spectrum, SpectrumCollection
+    except ImportError as error:
+        raise SpectraError("to_specutils needs specutils: pip install 'spectra_nn[specutils]'.") from error
+    meta = spectra.meta | dict(frame=spectra.frame, velocity_frame=spectra.velocity_frame, ids=spectra.ids)
+    unit = u.Unit(meta.pop("flux_unit", ""))
+    rows = 0 if len(spectra) == 1 else slice(None)  # one spectrum is one-dimensional there
+    uncertainty = InverseVariance(spectra.ivar[rows], unit=unit**-2)
+    kind = Spectrum if spectra.wave.ndim == 1 else SpectrumCollection
+    return kind(flux=spectra.flux[rows] * unit, spectral_axis=spectra.wave * u.AA, uncertainty=uncertainty, mask=spectra.mask[rows], meta=meta)
+
+
+def _plot(spectra: Spectra, index: int | str, ax: Any) -> Any:
+    "Plot one spectrum with its 1σ band; bad pixels are left out."
+    import matplotlib.pyplot as plt
+
+    ax = plt.subplots()[1] if ax is None else ax
+    one = spectra[index]
+    with np.errstate(divide="ignore"):
+        flux, error = np.where(one.mask, np.nan, one.flux)[0], 1 / np.sqrt(one.ivar[0])
+    line = ax.step(one.wave, flux, where="mid", label=one.ids[0])[0]
+    ax.fill_between(one.wave, flux - error, flux + error, step="mid", alpha=0.3, color=line.get_color(), lw=0)
+    unit = one.meta.get("flux_unit", "")
+    ax.set(xlabel=f"Wavelength in {one.frame} [Å]", ylabel=f"Flux [{unit}]" if unit else "Flux")
+    return ax
+
+# %% ../nbs/00_core.ipynb #230a21cc
 @contextmanager
 def atomic_write(
     path: str | os.PathLike,  # the file to write; its folder is made if needed
@@ -338,6 +390,8 @@ def atomic_write(
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if not temporary.exists():
+            raise SpectraError(f"{final} was not written: nothing came into {temporary.name}. Did the writer choose another name or suffix?")
         _flush_to_disk(temporary)
         os.replace(temporary, final)
         _flush_to_disk(final.parent)
@@ -372,7 +426,7 @@ def _writing_failed(path: Path, error: Exception) -> str | None:
         return f"{path} was not written: {error.strerror}. Is the folder yours to write, and the name that of a file?"
     return None
 
-# %% ../nbs/00_core.ipynb #03b43a1b
+# %% ../nbs/00_core.ipynb #b38e5a16
 def read_npz(
     path: str | os.PathLike,          # the file
     required: Sequence[str] = (),     # names of arrays that must be there
@@ -391,21 +445,20 @@ def read_npz(
             if sum(sizes[name] for name in wanted) > max_bytes:
                 raise SpectraError(f"{path} unpacks to {sum(sizes[name] for name in wanted) / 1e9:.1f} GB; the limit is {max_bytes / 1e9:g} GB (max_bytes).")
             return {name: _read_member(archive, name, sizes[name], path) for name in wanted}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+    except SpectraError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise SpectraError(f"{path} is not a readable .npz file: {_what_it_is(path, error)}") from error
     except OSError as error:
         raise SpectraError(f"{path} cannot be read: {error.strerror or error}.") from error
 
-# %% ../nbs/00_core.ipynb #d8bc837e
+# %% ../nbs/00_core.ipynb #a8e6c665
 def _read_member(archive: zipfile.ZipFile, name: str, size: int, path: Path) -> np.ndarray:
     "Read one array after checking that its header agrees with the bytes there are."
     with archive.open(f"{name}.npy") as member:
-        try:
-            version = np.lib.format.read_magic(member)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read_header(member)
-        except ValueError as error:
-            raise SpectraError(f"{path}: {name} is not an array: {error}.") from error
+        version = np.lib.format.read_magic(member)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(member)
     if dtype.hasobject:
         raise SpectraError(f"{path}: {name} holds Python objects, which could run code when loaded; save it as numbers or text, "
                            f"for instance np.asarray({name}, dtype=float) or dtype=str.")
@@ -422,7 +475,7 @@ def _what_it_is(path: Path, error: Exception) -> str:
     kinds = {b"PK": f"damaged or truncated ({error}). Was a download or copy cut short?", b"\x93NUMPY": "it is a single array, .npy.",
              b"\x80": "it is a Python pickle, which is never loaded here.", b"SIMPLE": "it is a FITS file.", b"\x89HDF": "it is an HDF5 file.",
              b"": "it is empty."}
-    return next((kind for sign, kind in kinds.items() if sign and start.startswith(sign)), kinds[b""] if not start else "it is something else.")
+    return next((kind for sign, kind in kinds.items() if sign and start.startswith(sign)), kinds[b""] if not start else f"it is something else ({error}).")
 
 # %% ../nbs/00_core.ipynb #a5d64c8f
 def asset(
