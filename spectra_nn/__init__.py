@@ -12,8 +12,12 @@ from importlib import import_module as _import_module
 # module -> the names that `spectra_nn` itself offers from it
 _NAMES = {
     "core": ("Spectra", "SpectraError", "air_to_vacuum", "asset", "log_grid", "vacuum_to_air"),
+    "resample": (),
+    "data_prep": ("LabelScaler", "PrepReport", "SpectralGrid", "prepare_grid", "sample_labels"),
     "training": ("TrainConfig",),
     "least_squares": (),
+    "networks": (),
+    "observe": (),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _EXTRAS = {"specutils": "specutils", "tensorboard": "track"}  # package -> the extra that brings it
