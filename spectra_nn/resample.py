@@ -190,7 +190,7 @@ def macroturbulence_kernel(
 
     return _pixel_weights(velocity, cumulative, vmac[..., 0] ** 2 / 4)
 
-# %% ../nbs/00a_resample.ipynb #a42d5eb2
+# %% ../nbs/00a_resample.ipynb #c80c859f
 def broaden(
     wave: np.ndarray,                  # (n_pix,) increasing wavelengths shared by the spectra, Å
     flux: np.ndarray,                  # (n_pix,) or (n_spec, n_pix) flux
@@ -208,6 +208,8 @@ def broaden(
         raise SpectraError(f"flux{np.argwhere(~np.isfinite(flux))[0].tolist()} is not finite, and a convolution would spread it. Fill it first.")
     if resolution is not None and not resolution > 0:
         raise SpectraError(f"resolution must be a positive λ/FWHM or None; got {resolution!r}.")
+    if not (vsini >= 0 and vmac >= 0 and np.isfinite(vsini + vmac)):
+        raise SpectraError(f"vsini and vmac must be 0 or positive, in km/s; got {vsini=}, {vmac=}.")
     fwhm = 0.0 if resolution is None else SPEED_OF_LIGHT / resolution
     pixel_edges(wave)  # complains if the grid does not increase
     if fwhm == vsini == vmac == 0:
@@ -216,15 +218,16 @@ def broaden(
         flux[..., window] = _broaden_window(np.asarray(wave, np.float64)[window], flux[..., window], fwhm, vsini, vmac, limb_darkening)
     return flux
 
-# %% ../nbs/00a_resample.ipynb #0ae43367
+# %% ../nbs/00a_resample.ipynb #14c427ce
 def _broaden_window(wave, flux, fwhm, vsini, vmac, limb_darkening, rows_at_once=128):
     "Broaden flux (..., n_pix) on a grid without gaps."
     from scipy.fft import irfft, next_fast_len, rfft
     from scipy.interpolate import CubicSpline
 
-    step = SPEED_OF_LIGHT * np.diff(np.log(wave)).min() / 2
+    pixel = SPEED_OF_LIGHT * np.diff(np.log(wave)).min()
+    narrow = np.sqrt(fwhm**2 / 5.5 + vsini**2 / 4 + vmac**2 / 4) < 1.5 * pixel  # about the standard deviation
+    step = pixel / (8 if narrow else 4)
     fine = log_grid(wave[0], wave[-1] * np.exp(step / SPEED_OF_LIGHT), step)
-    fine[-1] = max(fine[-1], wave[-1])
     kernel = _combined_kernel(step, fwhm, vsini, vmac, limb_darkening)
     pad = len(kernel) // 2
     size = next_fast_len(len(fine) + 4 * pad, real=True)
@@ -232,8 +235,9 @@ def _broaden_window(wave, flux, fwhm, vsini, vmac, limb_darkening, rows_at_once=
     spectra, result = np.atleast_2d(flux), np.empty((int(np.prod(flux.shape[:-1])), len(wave)))
     for start in range(0, len(spectra), rows_at_once):  # bounds the memory for large grids
         rows = slice(start, start + rows_at_once)
-        sampled = np.pad(CubicSpline(wave, spectra[rows], axis=-1)(fine), ((0, 0), (pad, pad)), mode="edge")
-        blurred = irfft(rfft(sampled, size) * transfer, size)[:, 2 * pad : 2 * pad + len(fine)]
+        sampled = CubicSpline(wave, spectra[rows], axis=-1)(np.minimum(fine, wave[-1]))
+        padded = np.pad(sampled, ((0, 0), (pad, pad)), mode="edge")
+        blurred = irfft(rfft(padded, size) * transfer, size)[:, 2 * pad : 2 * pad + len(fine)]
         result[rows] = CubicSpline(fine, blurred, axis=-1)(wave)
     return result.reshape(flux.shape)
 
