@@ -247,7 +247,7 @@ class Spectra:
         "Plot one spectrum with its 1σ band on Matplotlib axes `ax`, new ones if None, and return them."
         return _plot(self, index, ax)
 
-# %% ../nbs/00_core.ipynb #b830a41d
+# %% ../nbs/00_core.ipynb #be63a053
 def _validated(record: Spectra) -> dict:
     "Return the checked and copied fields of a `Spectra`."
     wave, bad_wave, unit = _plain(record.wave, "wave")
@@ -262,7 +262,7 @@ def _validated(record: Spectra) -> dict:
                            f"number of pixels.{' Is flux transposed?' if wave.shape == flux.shape[:1] else ''}")
     _check_wave(wave)
     ids = _check_names(len(flux), record.frame, record.velocity_frame, record.ids)
-    meta = dict(record.meta or {}) | ({} if flux_unit is None else {"flux_unit": str(flux_unit)})
+    meta = dict(record.meta or {}) | ({"flux_unit": str(flux_unit)} if str(flux_unit or "") else {})
     return dict(wave=wave, flux=flux, ivar=ivar, mask=mask, ids=ids, meta=meta)
 
 
