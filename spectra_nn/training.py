@@ -6,7 +6,7 @@
 __all__ = ['TrainConfig', 'warmup_cosine', 'SOAP', 'build_optimiser', 'Batches', 'History', 'TrainingWarning', 'save_checkpoint',
            'latest_checkpoint', 'read_checkpoint', 'train']
 
-# %% ../nbs/02_training.ipynb #02f4f133
+# %% ../nbs/02_training.ipynb #9e041868
 import contextlib
 import hashlib
 import json
@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -129,7 +130,7 @@ def _turn(
         matrix = matrix @ (right.mT if back else right)
     return matrix
 
-# %% ../nbs/02_training.ipynb #b17df70e
+# %% ../nbs/02_training.ipynb #6f647f75
 def _update_bases(state: dict):
     "Move SOAP's bases towards the eigenvectors of its products, by one power iteration."
     momentum = _turn(state["momentum"], state, back=True)
@@ -138,7 +139,7 @@ def _update_bases(state: dict):
             basis = state[f"{side}_basis"]
             iterated = state[side] @ basis
             order = (basis * iterated).sum(0).argsort(descending=True, stable=True)
-            state[f"{side}_basis"] = torch.linalg.qr(iterated[:, order]).Q
+            state[f"{side}_basis"] = torch.linalg.qr(iterated[:, order]).Q.contiguous()
             state["variance"] = state["variance"].index_select(dim, order)
     state["momentum"] = _turn(momentum, state)
 
@@ -457,7 +458,7 @@ def _save(run: _Run):
     save_checkpoint(run.folder, run.step, tensors, record)
     run.saved = time.perf_counter()
 
-# %% ../nbs/02_training.ipynb #c0f37ac0
+# %% ../nbs/02_training.ipynb #2dd5f217
 def _resume(run: _Run, path: Path):
     "Bring `run` to the state in the checkpoint at `path`; refuse one of another run."
     tensors, record = read_checkpoint(path)
@@ -472,7 +473,7 @@ def _resume(run: _Run, path: Path):
     for name, value in tensors.items():
         if name.startswith("optimiser/"):
             _, index, key = name.split("/", 2)
-            state[int(index)][key] = value
+            state[int(index)][key] = value.clone()  # aligned in memory as when it was made, for the same bits
     run.optimiser.load_state_dict({"state": state, "param_groups": run.optimiser.state_dict()["param_groups"]})
     for name in ("steps", "check_every", "step", "rows", "best_step", "best_loss", "seconds", "stopped"):
         setattr(run, name, record[name])
@@ -688,7 +689,7 @@ def _begin(run: _Run, resume: bool):
     if run.folder is not None and main:
         _cut_metrics(run.folder / "metrics.jsonl", run.step)
 
-# %% ../nbs/02_training.ipynb #2778f6ec
+# %% ../nbs/02_training.ipynb #b1e62784
 def train(
     model: nn.Module,                          # trained in place
     loss: Callable,                            # loss(model, batch: tuple of tensors) → scalar, mean over the batch
@@ -699,7 +700,7 @@ def train(
     folder: str | Path | None = None,          # for checkpoints and metrics.jsonl; None writes nothing
     resume: bool = True,                       # go on from the folder's newest checkpoint; False deletes those there
     progress: bool = True,                     # show a bar with losses and the time left
-    accelerator=None,                          # accelerate.Accelerator; by default one for the hardware at hand
+    accelerator: Any = None,                   # accelerate.Accelerator; by default one for the hardware at hand
     name: str = "training",                    # label of the bar and of tensorboard's run
 ) -> History:                                  # losses, and why the run ended
     "Train `model` and leave it with the weights of the best validation loss."
