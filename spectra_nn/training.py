@@ -229,10 +229,12 @@ def _seed(*numbers: int) -> int:
     "Mix whole numbers into one seed; different numbers give unrelated seeds."
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
-# %% ../nbs/02_training.ipynb #fac9b48c
+# %% ../nbs/02_training.ipynb #f9d7cc5b
 def _tensors(data, device, name: str) -> tuple[Tensor, ...]:
     "Return `data` as finite tensors of one length, on `device` if they take under half of its free memory."
-    data = tuple(torch.as_tensor(part) for part in ([data] if isinstance(data, (Tensor, np.ndarray)) else data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's, on read-only arrays; we only read
+        data = tuple(torch.as_tensor(part) for part in ([data] if isinstance(data, (Tensor, np.ndarray)) else data))
     shapes = [tuple(part.shape) for part in data]
     if not data or any(part.ndim == 0 for part in data) or len({shape[0] for shape in shapes}) > 1:
         raise SpectraError(f"{name} must be tensors with the same first dimension; got shapes {shapes}")
@@ -527,16 +529,17 @@ def _validate(run: _Run) -> tuple[float, int]:
         total, count = total + value.item() * len(batch[0]), count + len(batch[0])
     return total, count
 
-# %% ../nbs/02_training.ipynb #84f6ddbf
+# %% ../nbs/02_training.ipynb #f28f5f33
 def _diverged(run: _Run, losses: Tensor) -> SpectraError:
     "Return the error for a loss that is not finite, best weights restored."
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     step = run.step - len(losses) + int(bad[0]) if len(bad) else max(run.step - 1, 0)
     rate = run.config.learning_rate * warmup_cosine(step, run.steps, run.config.warmup) if run.steps else 0.0
     run.model.load_state_dict(run.best)
-    run.model.eval()
+    run.model.train()
     with torch.no_grad(), run.precision():
         again = run.loss(run.model, run.batches(step)).item() if len(bad) else math.inf
+    run.model.load_state_dict(run.best)
     if math.isfinite(again) and run.step:
         cause = f"the same batch gives {again:.3g} with the weights of step {run.best_step}, so the steps were probably too long: lower learning_rate or set gradient_clip=1"
     else:
@@ -661,7 +664,7 @@ def _setup(model, loss, train_data, valid_data, config, folder, accelerator) -> 
     folder = None if folder is None else Path(folder)
     return _Run(model, parallel, loss, batches, valid_data, config, build_optimiser(model, config), accelerator, folder, fingerprint)
 
-# %% ../nbs/02_training.ipynb #21325ab4
+# %% ../nbs/02_training.ipynb #1eacb6e2
 def _begin(run: _Run, resume: bool):
     "Resume `run` from its folder, or validate the fresh model and write checkpoint 0."
     from accelerate.utils import broadcast_object_list
@@ -669,6 +672,8 @@ def _begin(run: _Run, resume: bool):
     main, found = run.accelerator.is_main_process, [None]
     if run.folder is not None and main:
         run.folder.mkdir(parents=True, exist_ok=True)
+        for torn in [*run.folder.glob(".*.tmp.step_*.safetensors"), *run.folder.glob(".*.tmp.metrics.jsonl")]:
+            torn.unlink()  # what a kill left half-written
         found = [latest_checkpoint(run.folder) if resume else None]
     broadcast_object_list(found)
     if found[0] is not None:
@@ -683,13 +688,13 @@ def _begin(run: _Run, resume: bool):
         run.steps = run.config.steps or _steps_in(run, 60 * run.config.minutes)
         run.check_every = min(run.steps, run.config.check_every or max(1, run.steps // 100))
         if run.folder is not None and main:
-            for old in [*run.folder.glob("step_*.safetensors"), *run.folder.glob(".*.tmp.step_*.safetensors")]:
-                old.unlink(missing_ok=True)
+            for old in run.folder.glob("step_*.safetensors"):
+                old.unlink()
             _save(run)
     if run.folder is not None and main:
         _cut_metrics(run.folder / "metrics.jsonl", run.step)
 
-# %% ../nbs/02_training.ipynb #b1e62784
+# %% ../nbs/02_training.ipynb #0f7c8dde
 def train(
     model: nn.Module,                          # trained in place
     loss: Callable,                            # loss(model, batch: tuple of tensors) → scalar, mean over the batch
@@ -717,7 +722,8 @@ def train(
                     _check(run, losses, bar)
         except KeyboardInterrupt:
             run.stopped = "interrupted"
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # SOAP's eigenvectors of a gradient that is not finite
+            run.step += 1
             raise _diverged(run, torch.full((1,), math.nan)) from None
         finally:
             if run.best:
