@@ -379,7 +379,7 @@ def _plot(spectra: Spectra, index: int | str, ax: Any) -> Any:
     ax.set(xlabel=f"Wavelength in {one.frame} [Å]", ylabel=f"Flux [{unit}]" if unit else "Flux")
     return ax
 
-# %% ../nbs/00_core.ipynb #230a21cc
+# %% ../nbs/00_core.ipynb #a271e2a1
 @contextmanager
 def atomic_write(
     path: str | os.PathLike,  # the file to write; its folder is made if needed
@@ -401,9 +401,10 @@ def atomic_write(
             raise
         raise SpectraError(message) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
-# %% ../nbs/00_core.ipynb #74ccc526
+# %% ../nbs/00_core.ipynb #ab87b8cc
 def _flush_to_disk(path: Path) -> None:
     "Wait until the contents of a file, or the names in a folder, have reached the disk."
     if path.is_dir() and os.name != "posix":
@@ -422,7 +423,7 @@ def _writing_failed(path: Path, error: Exception) -> str | None:
     short_write = isinstance(error, OSError) and error.errno is None and "requested and" in str(error)  # NumPy's own words
     if full or short_write:
         return f"{path} was not written: no space left, {free / 1e6:.1f} MB free in its folder. What was there before is unchanged."
-    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR):
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
         return f"{path} was not written: {error.strerror}. Is the folder yours to write, and the name that of a file?"
     return None
 
