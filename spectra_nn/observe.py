@@ -188,7 +188,7 @@ def _pieces(
     cut = np.flatnonzero(step > 3 * around)
     return np.stack([log_wave[np.r_[0, cut + 1]], log_wave[np.r_[cut, len(wave) - 1]]], 1)
 
-# %% ../nbs/04_observe.ipynb #3b3ad660
+# %% ../nbs/04_observe.ipynb #2a1dcb7c
 @dataclass(frozen=True)
 class _Grid:
     "The working grid: ln λ of its first point, its step, its length, and where its finer points lie on the restframe grid's index."
@@ -204,7 +204,9 @@ def _working_grid(rest_wave: np.ndarray, low: float, high: float, spread: LineSp
     "Lay out the working grid between `low` and `high`, ln λ, as far as the model goes, with room for the kernel."
     log_rest = np.log(rest_wave)
     native = np.diff(log_rest).min()
-    thinning = max(1, int(spread.fwhm / 5 / (native * SPEED_OF_LIGHT)))
+    step = max(native, spread.fwhm / 5 / SPEED_OF_LIGHT)
+    thinning = int(np.ceil(step / native - 1e-9))
+    native = step / thinning
     kernel = spread.kernel(native * SPEED_OF_LIGHT, rest_resolution)
     reach = native * (len(kernel) + 12 * thinning)
     start, stop = max(log_rest[0], low - reach), min(log_rest[-1], high + reach)
@@ -213,7 +215,7 @@ def _working_grid(rest_wave: np.ndarray, low: float, high: float, spread: LineSp
                            f"{rest_wave[-1]:.1f} Å: they do not overlap. Is one of them in nm?")
     fine = start + native * np.arange(int((stop - start) / native + 1e-6) + 1)
     index = np.interp(np.exp(fine), rest_wave, np.arange(len(rest_wave)))
-    return _Grid(start, native * thinning, (len(fine) - 1) // thinning + 1, thinning, kernel, torch.from_numpy(index))
+    return _Grid(start, step, (len(fine) - 1) // thinning + 1, thinning, kernel, torch.from_numpy(index))
 
 # %% ../nbs/04_observe.ipynb #28e0be45
 class Observer:
@@ -283,7 +285,7 @@ def _observe(observer: Observer, flux: Tensor, velocity: Tensor | float) -> tupl
     valid = observer.valid(velocity)
     return torch.where(valid, values[..., 0], torch.nan), valid
 
-# %% ../nbs/04_observe.ipynb #449f41c4
+# %% ../nbs/04_observe.ipynb #94b5f615
 class ObservedEmulator:
     "Flux and exact derivatives of an emulator on the pixels of an `Observer`."
 
@@ -299,7 +301,7 @@ class ObservedEmulator:
         self.linear = emulator.output_activation == "identity"
         if self.linear:
             head = torch.cat([self.weight.T, self.bias[None]])  # (k + 1, n_rest)
-            self.head = observer.prepare(head).T.contiguous()   # (n_grid + 5, k + 1)
+            self.head = observer.prepare(head)                  # (k + 1, n_grid + 5)
 
     def coefficients(self, labels: Tensor, free: Tensor | None = None) -> Tensor:
         "Return spline coefficients (n, n_grid + 5, 1 + n_free) of flux and derivatives to the `free` labels, for labels (n, n_label)."
@@ -310,7 +312,7 @@ class ObservedEmulator:
             if self.linear:
                 rows = torch.nn.functional.pad(rows.to(self.head.dtype), (0, 1))
                 rows[:, 0, -1] = 1
-                return self.head @ rows.mT
+                return (rows.flatten(0, 1) @ self.head).unflatten(0, rows.shape[:2]).mT
             rows = rows.to(torch.float64) @ self.weight.T               # (n, 1 + n_free, n_rest)
             flux = torch.sigmoid(rows[:, :1] + self.bias)
             rows = torch.cat([flux, rows[:, 1:] * flux * (1 - flux)], 1)
