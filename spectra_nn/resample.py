@@ -6,8 +6,11 @@
 __all__ = ['pixel_edges', 'windows', 'rebin_matrix', 'covers', 'interpolation_matrix', 'gaussian_kernel', 'rotation_kernel',
            'macroturbulence_kernel', 'broaden']
 
-# %% ../nbs/00a_resample.ipynb #606cbb3c
+# %% ../nbs/00a_resample.ipynb #5754a91e
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 from .core import SPEED_OF_LIGHT, SpectraError, log_grid
@@ -61,7 +64,7 @@ def _overlaps(wave: np.ndarray, new_wave: np.ndarray) -> tuple[csr_array, np.nda
     shape = len(new_lower), len(lower)
     return csr_array((np.maximum(width, 0), (rows, columns)), shape=shape), new_upper - new_lower
 
-# %% ../nbs/00a_resample.ipynb #794fbbab
+# %% ../nbs/00a_resample.ipynb #9d032b30
 def rebin_matrix(
     wave: np.ndarray,      # (n_pix,) increasing pixel centres of the spectra, Å
     new_wave: np.ndarray,  # (n_new,) increasing pixel centres wanted, Å
@@ -72,7 +75,7 @@ def rebin_matrix(
     scale = np.divide(1, covered, out=np.zeros_like(covered), where=covered > 0)
     return csr_array(overlap.multiply(scale[:, None]))
 
-
+# %% ../nbs/00a_resample.ipynb #1a6464d8
 def covers(
     wave: np.ndarray,        # (n_pix,) increasing pixel centres of a spectrum, Å
     new_wave: np.ndarray,    # (n_new,) increasing pixel centres wanted, Å
@@ -117,8 +120,8 @@ def _lagrange_weights(nodes: np.ndarray, at: np.ndarray) -> np.ndarray:
                 weights[:, i] *= (at - nodes[:, j]) / (nodes[:, i] - nodes[:, j])
     return weights
 
-# %% ../nbs/00a_resample.ipynb #aa9b4498
-def _pixel_weights(velocity, cumulative, variance):
+# %% ../nbs/00a_resample.ipynb #4ccae54f
+def _pixel_weights(velocity: "torch.Tensor", cumulative: Callable, variance: "torch.Tensor") -> "torch.Tensor":
     "Return weights (..., n) of pixels at `velocity` (n,) for a kernel with this cumulative distribution and variance (...,)."
     step = (velocity[-1] - velocity[0]) / (len(velocity) - 1)
     mass = cumulative(velocity + step / 2) - cumulative(velocity - step / 2)
@@ -130,7 +133,7 @@ def _pixel_weights(velocity, cumulative, variance):
     return mass + sharpen * (2 * mass - left - right)
 
 
-def _velocity_and_width(velocity, width, name: str):
+def _velocity_and_width(velocity: ArrayLike, width: ArrayLike, name: str) -> tuple["torch.Tensor", "torch.Tensor"]:
     "Return both as float64 tensors, the width (..., 1) kept above a thousandth of a pixel."
     import torch  # here and below: 1.5 s that a process which only resamples need not spend
 
@@ -141,11 +144,11 @@ def _velocity_and_width(velocity, width, name: str):
         raise SpectraError(f"{name} must be 0 or positive, in km/s; got {width.min().item():g}.")
     return velocity, width[..., None].clamp_min(1e-3 * float(velocity[1] - velocity[0]))
 
-# %% ../nbs/00a_resample.ipynb #19aee27b
+# %% ../nbs/00a_resample.ipynb #fa5e1867
 def gaussian_kernel(
-    velocity,  # (n,) uniform velocity offsets, km/s
-    fwhm,      # (...,) full width at half maximum, km/s; c/R for resolving power R
-):             # (..., n) float64 tensor of pixel weights, sum 1
+    velocity: ArrayLike,  # (n,) uniform velocity offsets, km/s
+    fwhm: ArrayLike,      # (...,) full width at half maximum, km/s; c/R for resolving power R
+) -> "torch.Tensor":      # (..., n) float64 pixel weights, sum 1
     "Make a Gaussian kernel."
     import torch
 
@@ -153,12 +156,12 @@ def gaussian_kernel(
     sigma = fwhm / np.sqrt(8 * np.log(2))
     return _pixel_weights(velocity, lambda v: torch.erf(v / (np.sqrt(2) * sigma)) / 2, sigma[..., 0] ** 2)
 
-# %% ../nbs/00a_resample.ipynb #d453cb06
+# %% ../nbs/00a_resample.ipynb #8bece3ca
 def rotation_kernel(
-    velocity,              # (n,) uniform velocity offsets, km/s
-    vsini,                 # (...,) projected equatorial rotation velocity, km/s
-    limb_darkening=0.6,    # linear limb-darkening coefficient, 0 to 1
-):                         # (..., n) float64 tensor of pixel weights, sum 1
+    velocity: ArrayLike,          # (n,) uniform velocity offsets, km/s
+    vsini: ArrayLike,             # (...,) projected equatorial rotation velocity, km/s
+    limb_darkening: float = 0.6,  # linear limb-darkening coefficient, 0 to 1
+) -> "torch.Tensor":              # (..., n) float64 pixel weights, sum 1
     "Make the kernel of a star that rotates as a rigid sphere."
     import torch
 
@@ -173,11 +176,11 @@ def rotation_kernel(
     variance = ((1 - limb_darkening) / 4 + 2 * limb_darkening / 15) / (1 - limb_darkening / 3) * vsini[..., 0] ** 2
     return _pixel_weights(velocity, cumulative, variance)
 
-# %% ../nbs/00a_resample.ipynb #07b85dee
+# %% ../nbs/00a_resample.ipynb #e3d535a3
 def macroturbulence_kernel(
-    velocity,  # (n,) uniform velocity offsets, km/s
-    vmac,      # (...,) radial-tangential velocity ζ, km/s
-):             # (..., n) float64 tensor of pixel weights, sum 1
+    velocity: ArrayLike,  # (n,) uniform velocity offsets, km/s
+    vmac: ArrayLike,      # (...,) radial-tangential velocity ζ, km/s
+) -> "torch.Tensor":      # (..., n) float64 pixel weights, sum 1
     "Make the kernel of radial-tangential macroturbulence with equal areas and velocities."
     import torch
 
@@ -218,8 +221,9 @@ def broaden(
         flux[..., window] = _broaden_window(np.asarray(wave, np.float64)[window], flux[..., window], fwhm, vsini, vmac, limb_darkening)
     return flux
 
-# %% ../nbs/00a_resample.ipynb #14c427ce
-def _broaden_window(wave, flux, fwhm, vsini, vmac, limb_darkening, rows_at_once=128):
+# %% ../nbs/00a_resample.ipynb #75b7ce29
+def _broaden_window(wave: np.ndarray, flux: np.ndarray, fwhm: float, vsini: float, vmac: float, limb_darkening: float,
+                    rows_at_once: int = 128) -> np.ndarray:
     "Broaden flux (..., n_pix) on a grid without gaps."
     from scipy.fft import irfft, next_fast_len, rfft
     from scipy.interpolate import CubicSpline
@@ -242,7 +246,7 @@ def _broaden_window(wave, flux, fwhm, vsini, vmac, limb_darkening, rows_at_once=
     return result.reshape(flux.shape)
 
 
-def _combined_kernel(step, fwhm, vsini, vmac, limb_darkening) -> np.ndarray:
+def _combined_kernel(step: float, fwhm: float, vsini: float, vmac: float, limb_darkening: float) -> np.ndarray:
     "Return rotation, macroturbulence and Gaussian in one kernel of odd length on offsets `step` km/s apart."
     parts = [(gaussian_kernel, 3.0 * fwhm, (fwhm,)), (rotation_kernel, vsini, (vsini, limb_darkening)), (macroturbulence_kernel, 5.0 * vmac, (vmac,))]
     kernel = np.ones(1)
