@@ -315,7 +315,7 @@ def leave_one_out_loss(
     left = (inverse @ c) / inverse.diagonal()[:, None]
     return left.square().sum(1).sqrt().mean().log()
 
-# %% ../nbs/02b_networks.ipynb #278e1bb1
+# %% ../nbs/02b_networks.ipynb #7ba03573
 @torch.no_grad()
 def solve_kernel(
     network: KernelNetwork,  # trained; its centres and weights are replaced
@@ -323,21 +323,20 @@ def solve_kernel(
     c: torch.Tensor,         # (n, k) their coefficients
     n_centre: int = 4000,    # hidden units at most; beyond, a random subset carries the fit to all spectra
     seed: int = 0,           # of the subset
-) -> torch.Tensor:           # (n, k) leave-one-out residuals of the coefficients
-    "Fill in the weights of a kernel network and say how well it predicts what it has not seen."
+) -> tuple[torch.Tensor, torch.Tensor]:  # rows (m,) of spectra and (m, k) predicted minus true coefficients, each left out in turn
+    "Fill in the weights of a kernel network and say how well it predicts spectra that it has not seen."
     w = warp(network, x)
     if len(x) <= n_centre:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(_regularised(network, w)))
         network.centres, network.weights = w, inverse @ c
-        return network.weights / inverse.diagonal()[:, None]
-    subset = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n_centre].to(x.device)
-    centres = w[subset]
+        return torch.arange(len(x), device=x.device), -network.weights / inverse.diagonal()[:, None]
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
+    centres, others = w[order[:n_centre]], order[n_centre:]
     factor = torch.linalg.cholesky(_regularised(network, centres))
     rows = torch.linalg.solve_triangular(factor, kernel_matrix(network, centres, w), upper=False)
     noise = (torch.exp(network.log_noise) + 1e-8) * torch.exp(network.log_amplitude).sum()
     normal = torch.linalg.cholesky(rows @ rows.T + noise * torch.eye(n_centre, dtype=w.dtype, device=w.device))
     z = torch.cholesky_solve(rows @ c, normal)
-    leverage = torch.linalg.solve_triangular(normal, rows, upper=False).square().sum(0)
-    network.centres = centres
-    network.weights = torch.linalg.solve_triangular(factor.T, z, upper=True)
-    return (c - rows.T @ z) / (1 - leverage)[:, None]
+    network.centres, network.weights = centres, torch.linalg.solve_triangular(factor.T, z, upper=True)
+    leverage = torch.linalg.solve_triangular(normal, rows[:, others], upper=False).square().sum(0)
+    return others, (rows[:, others].T @ z - c[others]) / (1 - leverage)[:, None]

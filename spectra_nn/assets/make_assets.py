@@ -1,0 +1,77 @@
+"""Make the data files of this folder from the data set of the project: python make_assets.py GRID.npz MILES.npz [specs|miles|emulators].
+
+GRID.npz is the HR10 grid in the Kovalev layout, MILES.npz the MILES library (983 stars with labels). README.md beside this file
+says where both come from. Everything is seeded: the same input gives the same files.
+"""
+import io
+import lzma
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+WINDOW = (5330.0, 5430.0)
+
+
+def spec_text(wave, flux, labels, names) -> str:
+    "One spectrum as the synthesis wrapper TSFitPy writes it."
+    head = [f"#{n}: {v:.4f}" for n, v in zip(names[:4], labels[:4])] + [f"#[{n.replace('_', '/')}]={v:.4f} LTE" for n, v in zip(names[4:], labels[4:])]
+    rows = "\n".join(f"{w:.3f}  {f:.5f}" for w, f in zip(wave, flux))
+    return "\n".join(["#Generated using LTE Turbospectrum", *head, "#", "#Wavelength Normalised_flux", rows, ""])
+
+
+def flawed(texts: dict[str, str]) -> dict[str, str]:
+    "A few files as real folders have them: empty, cut short, with NaN, unsorted, not normalised."
+    out = dict(texts)
+    names = list(texts)[-6:]
+    out[names[0]] = ""
+    out[names[1]] = "\n".join(texts[names[1]].split("\n")[:1200])
+    out[names[2]] = texts[names[2]].replace(texts[names[2]].split("\n")[600].split()[1], "nan", 1)
+    head = [line for line in texts[names[3]].split("\n") if line.startswith("#")]
+    body = [line for line in texts[names[3]].split("\n") if line and not line.startswith("#")]
+    out[names[3]] = "\n".join(head + body[::-1] + [""])
+    body = [line.split() for line in texts[names[4]].split("\n") if line and not line.startswith("#")]
+    out[names[4]] = "\n".join([f"{w}  {float(f) * 1.2e7:.6e}" for w, f in body] + [""])
+    return out
+
+
+def make_specs(grid, n_spec=300):
+    "hr10_specs.tar.xz: the first spectra of the grid, cut to 100 Å, as text files with their label table; six of them flawed."
+    wave, names = grid["wvl"], [str(n) for n in grid["label_names"]]
+    keep = (wave >= WINDOW[0] - 1e-6) & (wave <= WINDOW[1] + 1e-6)
+    labels = grid["labels"].T.copy()
+    labels[:, names.index("teff")] *= 1000
+    flux = grid["flxn"][keep, :n_spec].T
+    texts = flawed({f"{i}.spec": spec_text(wave[keep], flux[i], labels[i], names) for i in range(n_spec)})
+    table = ["specname,rv," + ",".join(names)]
+    table += [f"{name},0.0," + ",".join(f"{v:.5f}" for v in labels[i]) for i, name in enumerate(texts) if i != n_spec - 1]
+    texts["spectra_parameters.csv"] = "\n".join(table) + "\n"
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, text in texts.items():
+            info = tarfile.TarInfo(f"hr10_specs/{name}")
+            info.size = len(text.encode())
+            tar.addfile(info, io.BytesIO(text.encode()))
+    (HERE / "hr10_specs.tar.xz").write_bytes(lzma.compress(raw.getvalue(), preset=9 | lzma.PRESET_EXTREME))
+
+
+def make_miles(miles):
+    "miles_stars.npz: MILES stars of 3500–7500 K with all three labels, 4000–6500 Å, flux divided by its median, as float16."
+    wave = float(miles["crval"]) + float(miles["cdelt"]) * np.arange(miles["flux"].shape[1])
+    keep = (wave >= 4000) & (wave <= 6500)
+    labels, flux = miles["labels"], miles["flux"][:, keep]
+    good = np.isfinite(labels).all(1) & np.isfinite(flux).all(1) & (flux.min(1) > 0) & (labels[:, 0] >= 3500) & (labels[:, 0] <= 7500)
+    flux = (flux[good] / np.median(flux[good], axis=1, keepdims=True)).astype(np.float16)
+    np.savez_compressed(HERE / "miles_stars.npz", wave=wave[keep], flux=flux, labels=labels[good].astype(np.float32),
+                        label_names=np.array(["teff", "logg", "feh"]), names=miles["name"][good].astype(str))
+
+
+if __name__ == "__main__":
+    grid, miles = (np.load(p, allow_pickle=False) for p in sys.argv[1:3])
+    wanted = sys.argv[3:] or ["specs", "miles"]
+    if "specs" in wanted:
+        make_specs(grid)
+    if "miles" in wanted:
+        make_miles(miles)
