@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPEED_OF_LIGHT', 'SpectraError', 'nearest_name', 'vacuum_to_air', 'air_to_vacuum', 'log_grid', 'Spectra',
-           'atomic_write', 'read_npz', 'asset']
+           'stack_spectra', 'atomic_write', 'read_npz', 'asset']
 
 # %% ../nbs/00_core.ipynb #e7be0c5e
 import difflib
@@ -378,6 +378,43 @@ def _plot(spectra: Spectra, index: int | str, ax: Any) -> Any:
     unit = one.meta.get("flux_unit", "")
     ax.set(xlabel=f"Wavelength in {one.frame} [Å]", ylabel=f"Flux [{unit}]" if unit else "Flux")
     return ax
+
+# %% ../nbs/00_core.ipynb #f1c73627
+def stack_spectra(
+    parts: Sequence[Spectra],  # spectra in the same frames, on any grids
+) -> Spectra:                  # all of them in order, on a shared grid if they had the same; meta keeps what they agree on
+    "Put spectra together in one `Spectra`."
+    parts = list(parts)
+    if not parts:
+        raise SpectraError("there are no spectra to stack. Did a search for files find none?")
+    for part in parts[1:]:
+        for name in ("frame", "velocity_frame"):
+            if getattr(part, name) != getattr(parts[0], name):
+                raise SpectraError(f"spectra of different {name} cannot be stacked: {parts[0].ids[:1]} has {getattr(parts[0], name)!r}, "
+                                   f"{part.ids[:1]} {getattr(part, name)!r}. Convert them first, the medium with to_frame.")
+    n_pix = max(part.flux.shape[1] for part in parts)
+    shared = all(part.wave.ndim == 1 and np.array_equal(part.wave, parts[0].wave) for part in parts)
+    columns = {name: np.concatenate([_fill_up(part, name, n_pix) for part in parts]) for name in ("flux", "ivar", "mask")}
+    wave = parts[0].wave if shared else np.concatenate([_fill_up(part, "wave", n_pix) for part in parts])
+    meta = {key: value for key, value in parts[0].meta.items() if all(_same(part.meta.get(key), value) for part in parts)}
+    ids = [name for part in parts for name in part.ids]
+    return replace(parts[0], wave=wave, **columns, ids=ids, meta=meta)
+
+
+def _fill_up(part: Spectra, name: str, n_pix: int) -> np.ndarray:
+    "Return a column of `part` as (n_spec, n_pix), the grid continued with its last step, all else with bad pixels."
+    values = np.broadcast_to(getattr(part, name), part.flux.shape)
+    extra = np.arange(1, n_pix - values.shape[1] + 1)
+    if name == "wave":
+        tail = values[:, -1:] + (values[:, -1:] - values[:, -2:-1]) * extra
+    else:
+        tail = np.full((len(values), len(extra)), name == "mask", dtype=values.dtype)
+    return np.concatenate([values, tail], axis=1)
+
+
+def _same(a: Any, b: Any) -> bool:
+    "Compare two values of meta, arrays included."
+    return a is b or np.array_equal(np.asarray(a), np.asarray(b))
 
 # %% ../nbs/00_core.ipynb #a271e2a1
 @contextmanager
