@@ -1,6 +1,6 @@
-"""Make the data files of this folder from the data set of the project: python make_assets.py GRID.npz MILES.npz [specs|miles|emulators].
+"""Make the data files in spectra_nn/assets from the data set of the project: python tests/make_assets.py GRID.npz MILES.npz [specs|miles|emulators].
 
-GRID.npz is the HR10 grid in the Kovalev layout, MILES.npz the MILES library (983 stars with labels). README.md beside this file
+GRID.npz is the HR10 grid in the Kovalev layout, MILES.npz the MILES library (983 stars with labels). README.md there
 says where both come from. Everything is seeded: the same input gives the same files.
 """
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "spectra_nn" / "assets"
 WINDOW = (5330.0, 5430.0)
 
 
