@@ -17,7 +17,10 @@ _NAMES = {
     "training": ("TrainConfig",),
     "least_squares": (),
     "networks": (),
+    "emulator": ("Emulator", "train_emulator"),
     "observe": (),
+    "fitting": ("FitFlag", "FitResult", "fit"),
+    "instruments": ("Instrument", "read_spectra"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _EXTRAS = {"specutils": "specutils", "tensorboard": "track"}  # package -> the extra that brings it
