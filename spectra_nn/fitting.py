@@ -485,7 +485,7 @@ def _model_flux(result: FitResult, row: int) -> np.ndarray:
     continuum = result.setup["continuum"]
     return model if continuum is None else model * (continuum.basis(wave) @ result.level[row])
 
-# %% ../nbs/05_fitting.ipynb #e2661824
+# %% ../nbs/05_fitting.ipynb #396182e1
 def _plot(result: FitResult, row: int, window: tuple[float, float] | None):
     "Draw one fit."
     import matplotlib.pyplot as plt
@@ -497,7 +497,7 @@ def _plot(result: FitResult, row: int, window: tuple[float, float] | None):
     seen = np.where(ivar > 0, flux, np.nan)
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(9, 4.5), sharex=True, height_ratios=[3, 1], constrained_layout=True)
     top.step(wave, seen, where="mid", color="0.4", lw=0.8, label="data")
-    top.plot(wave, model, lw=1, label="model")
+    top.plot(wave, model, lw=1, color="C1", label="model")
     bottom.plot(wave, np.where(good, (flux - model) * np.sqrt(ivar), np.nan), lw=0.6, color="0.3")
     bottom.axhline(0, lw=0.8)
     for ax in (top, bottom):
@@ -552,24 +552,31 @@ def _admit(emulator: Any, spectra: Any, windows: Sequence | None, frame: str | N
     flags = np.where(n_good == 0, FitFlag.BAD_INPUT.value, np.where(n_good < least, FitFlag.FEW_PIXELS.value, 0))
     return spectra, good, flags
 
-# %% ../nbs/05_fitting.ipynb #eb548df4
-def _make_setup(emulator: Any, spectra: Spectra, plan: _Plan, line_spread: LineSpread, velocity: Any, continuum: Continuum | None,
+# %% ../nbs/05_fitting.ipynb #7fc974c0
+def _known_velocity(velocity: Any, n_spec: int) -> np.ndarray | None:
+    "Return the given velocities (n_spec,), km/s, or None where a range to search in is given."
+    if isinstance(velocity, (tuple, list)):
+        if len(velocity) == 2 and velocity[0] < velocity[1]: return None
+        raise SpectraError(f"velocity must be (from, to) in km/s, a number, an array of one number per spectrum, or False; got {velocity}")
+    known = np.asarray(getattr(velocity, "value", velocity or 0.) if np.ndim(velocity) == 0 else getattr(velocity, "value", velocity), np.float64)
+    if known.ndim and known.shape != (n_spec,): raise SpectraError(f"{known.size} velocities for {n_spec} spectra")
+    if not np.isfinite(known).all(): raise SpectraError("a velocity is not a number; give a range, (from, to), to search in")
+    return np.broadcast_to(known, n_spec)
+
+
+def _make_setup(emulator: Any, spectra: Spectra, plan: _Plan, line_spread: LineSpread, known: np.ndarray | None, span: tuple[float, float],
                 use_emulator_error: bool, poor_chi2: float, starts: int) -> _Setup:
     "Prepare what all chunks share."
-    searching = isinstance(velocity, (tuple, list))
-    at = np.asarray(getattr(velocity, "value", velocity) if velocity and not searching else 0., np.float64) if not isinstance(velocity, np.ndarray) else velocity
-    if at.ndim and len(at) != len(spectra): raise SpectraError(f"{len(at)} velocities for {len(spectra)} spectra")
-    span = tuple(float(v) for v in velocity) if searching else (float(np.min(at)) - 1, float(np.max(at)) + 1)
     device = torch.as_tensor(emulator.weight).device
     observer = Observer(emulator.wave, spectra.wave, line_spread=line_spread, rest_resolution=emulator.resolution, velocity_range=span, device=device)
     on = lambda t: t.to(device)  # noqa: E731
     prior = None if plan.prior is None else GaussianPrior(*map(on, plan.prior))
     plan = _Plan(plan.names, on(plan.free), on(plan.fixed), on(plan.low), on(plan.span), prior)
-    fixed = None if searching else torch.as_tensor(np.broadcast_to(at, len(spectra)).copy(), device=device)
+    fixed = None if known is None else torch.as_tensor(known.copy(), device=device)
     return _Setup(emulator, plan, observer, ObservedEmulator(emulator, observer), _table(emulator, plan, observer), fixed,
-                  span if searching else None, use_emulator_error, poor_chi2, starts)
+                  span if known is None else None, use_emulator_error, poor_chi2, starts)
 
-# %% ../nbs/05_fitting.ipynb #446a39ba
+# %% ../nbs/05_fitting.ipynb #0883410f
 def _fit_rows(setup: _Setup, spectra: Spectra, good: np.ndarray, continuum: Continuum | None, chunk: int, least: int, bar: Any) -> dict:
     "Fit all spectra chunk by chunk; return arrays by name."
     parts = []
@@ -578,14 +585,16 @@ def _fit_rows(setup: _Setup, spectra: Spectra, good: np.ndarray, continuum: Cont
         data = _chunk(spectra, rows, good, continuum, setup.observer.device)
         with torch.no_grad():
             outcome, data = _fit_chunk(setup, data)
-            labels = setup.plan.labels(outcome.fit.parameters[:, :len(setup.plan.free)].double(), data.rows)
+            scaled, prior = outcome.fit.parameters[:, :len(setup.plan.free)].double(), setup.plan.prior
+            labels = setup.plan.labels(scaled, data.rows)
+            penalty = 0. if prior is None else (prior.ivar * (scaled - prior.mean)**2).sum(1)
             covariance, relative = _covariance(setup, outcome.fit)
             flags = _judge(setup, outcome, labels, relative)
             level = labels.new_zeros(len(rows), 0)
             if continuum is not None:
                 flux, _, _ = setup.model(labels, outcome.velocity, setup.plan.free[:0], data.rows)
                 level = _continuum(flux, outcome.weight, data.flux, data.basis)[1] * data.scale[:, None]
-        part = dict(labels=labels, covariance=covariance, velocity=outcome.velocity, chi2=outcome.fit.chi2, dof=outcome.dof, flags=flags, level=level, good=data.ivar > 0)
+        part = dict(labels=labels, covariance=covariance, velocity=outcome.velocity, chi2=outcome.fit.chi2 - penalty, dof=outcome.dof, flags=flags, level=level, good=data.ivar > 0)
         part = {name: t.cpu().numpy() for name, t in part.items()}
         few, failed = part["good"].sum(1) < least, outcome.fit.failed.cpu().numpy()
         part["flags"] = np.where(few, FitFlag.FEW_PIXELS.value, np.where(failed, FitFlag.BAD_INPUT.value, part["flags"]))
@@ -612,7 +621,7 @@ def _result_table(emulator: Any, ids: Sequence[str], fitted: dict, names: tuple[
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in FitFlag})
     return table
 
-# %% ../nbs/05_fitting.ipynb #8afef1dd
+# %% ../nbs/05_fitting.ipynb #29177380
 def fit(
     emulator: Any,                         # an `Emulator`
     spectra: Any,                          # `Spectra`, or an object like those of specutils
@@ -633,26 +642,24 @@ def fit(
 ) -> FitResult:                            # labels, velocity, errors, chi2 and flags; one row per spectrum
     "Fit labels and velocity of every spectrum, each on its own."
     continuum = Continuum(continuum) if isinstance(continuum, (int, np.integer)) and not isinstance(continuum, bool) else (continuum or None)
-    if isinstance(velocity, (tuple, list)) and not (len(velocity) == 2 and velocity[0] < velocity[1]):
-        raise SpectraError(f"velocity must be (from, to) in km/s, a number, one number per spectrum, or False; got {velocity}")
-    searching, frame = isinstance(velocity, (tuple, list)), None
+    frame = None
     if instrument is not None:
         resolution = resolution or instrument.resolution
         if windows is None and instrument.windows: windows, frame = instrument.windows, instrument.frame
     line_spread = LineSpread(float(resolution or emulator.resolution or np.inf))
     n_spec = len(spectra) if isinstance(spectra, Spectra) else len(spectra := Spectra.from_object(spectra))
-    plan = _plan(emulator, n_spec, free, fixed, priors)
-    names = tuple(emulator.label_names[k] for k in plan.free) + (("velocity",) if searching else ())
+    plan, known = _plan(emulator, n_spec, free, fixed, priors), _known_velocity(velocity, n_spec)
+    names = tuple(emulator.label_names[k] for k in plan.free) + (("velocity",) if known is None else ())
     if not names: raise SpectraError("nothing is free: neither a label nor the velocity")
     n_term = 0 if continuum is None else continuum.order + 1
     least = 2 * (len(names) + n_term) + 10
-    reach = velocity if searching else (-3000., 3000.)
-    spectra, good, flags = _admit(emulator, spectra, windows, frame, reach, least)
+    span = tuple(map(float, velocity)) if known is None else (float(known.min()) - 1, float(known.max()) + 1)
+    spectra, good, flags = _admit(emulator, spectra, windows, frame, span, least)
     use = np.flatnonzero(flags == 0)
-    if not searching and np.ndim(velocity): velocity = np.asarray(getattr(velocity, "value", velocity), np.float64)[use]
     fitted = {}
     if len(use):
-        setup = _make_setup(emulator, spectra[use], replace(plan, fixed=plan.fixed[use]), line_spread, velocity, continuum, use_emulator_error, poor_chi2, starts)
+        known = None if known is None else known[use]
+        setup = _make_setup(emulator, spectra[use], replace(plan, fixed=plan.fixed[use]), line_spread, known, span, use_emulator_error, poor_chi2, starts)
         chunk = chunk or (32 if setup.observer.device.type == "cpu" else 1024)
         with tqdm(total=len(use), desc="fit", unit="star", disable=not progress) as bar:
             fitted = _fit_rows(setup, spectra[use], good[use], continuum, chunk, least, bar)
