@@ -1,0 +1,195 @@
+"""What a fit promises: true labels within honest errors, no row touched by its neighbours, trouble flagged."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spectra_nn.core import SPEED_OF_LIGHT, Spectra, SpectraError
+from spectra_nn.fitting import FitFlag, fit
+from spectra_nn.observe import LineSpread, Observer
+
+torch.set_num_threads(1)
+REAL = Path(__file__).parents[1] / ".." / "shared" / "data" / "real" / "stars"
+
+
+class AnalyticEmulator:
+    """Lines whose depths are smooth functions of three labels: exact truth, exact derivatives, linear or sigmoid output."""
+
+    label_names, label_units = ("teff", "logg", "feh"), ("K", "dex", "dex")
+    label_bounds = np.array([[4000.0, 1.0, -2.0], [7000.0, 5.0, 0.5]])
+    frame, resolution = "air", None
+
+    def __init__(self, output_activation="identity", seed=0):
+        rng = np.random.default_rng(seed)
+        self.output_activation = output_activation
+        self.wave = np.arange(5330.0, 5400.0, 0.02)
+        n_line = 80
+        centre = rng.uniform(5331, 5399, n_line)
+        profile = np.exp(-0.5 * (SPEED_OF_LIGHT * np.log(self.wave[:, None] / centre) / 3.0) ** 2)
+        scale = 1.0 if output_activation == "identity" else 5.0
+        self.weight = torch.tensor(-scale * profile, dtype=torch.float32)
+        self.bias = torch.full((len(self.wave),), 1.0 if output_activation == "identity" else 4.0)
+        self.slopes = torch.tensor(rng.normal(0, 0.7, (3, n_line)) + np.array([[-1.0], [-0.2], [1.5]]))
+        self.offset = torch.tensor(rng.normal(-1.5, 0.6, n_line))
+        self.low, self.span = torch.tensor(self.label_bounds[0]), torch.tensor(np.ptp(self.label_bounds, axis=0))
+
+    def hidden_and_jacobian(self, labels):
+        x = (labels.double() - self.low) / self.span - 0.5
+        depth = 0.8 * torch.sigmoid(x @ self.slopes + self.offset)
+        slope = depth * (1 - depth / 0.8)
+        return depth.float(), (slope[:, None] * self.slopes / self.span[:, None]).float()
+
+    def predict(self, labels):
+        flux = self.hidden_and_jacobian(torch.as_tensor(np.atleast_2d(labels)))[0] @ self.weight.T + self.bias
+        return (torch.sigmoid(flux) if self.output_activation == "sigmoid" else flux).numpy()
+
+    def error(self, labels):
+        return np.full((len(labels), len(self.wave)), 0.002)
+
+    def domain(self, labels):
+        return ((labels >= self.label_bounds[0]) & (labels <= self.label_bounds[1])).all(1)
+
+
+PIXELS = np.arange(5338.0, 5392.0, 0.06)
+STAR = [5500.0, 3.2, -0.4]
+OPTIONS = dict(resolution=20_000, use_emulator_error=False, progress=False)
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    return AnalyticEmulator()
+
+
+def observe(emulator, labels, velocity, snr, seed=0, wave=PIXELS):
+    labels = np.atleast_2d(np.asarray(labels, float))
+    chain = Observer(emulator.wave, wave, line_spread=LineSpread(20_000), dtype=torch.float64)
+    flux, valid = chain(torch.tensor(emulator.predict(labels)).double(), torch.as_tensor(velocity, dtype=torch.float64))
+    error = np.broadcast_to(1 / np.reshape(np.asarray(snr, float), (-1, 1)), flux.shape)
+    noisy = np.where(valid, flux, 1.0) + error * np.random.default_rng(seed).standard_normal(flux.shape)
+    return Spectra.from_error(wave, noisy, np.where(valid, error, 0.0), frame="air")
+
+
+def values(result, rows=slice(None)):
+    return np.stack([result.table[name].value[rows] for name in result.parameter_names], 1)
+
+
+def test_pulls(emulator):
+    """200 stars at S/N 100 and velocities to ±500 km/s: differences from the truth scatter as the errors say."""
+    rng = np.random.default_rng(2)
+    truth, velocity = rng.uniform([4300, 1.5, -1.6], [6700, 4.5, 0.2], (200, 3)), rng.uniform(-500, 500, 200)
+    stars = observe(emulator, truth, velocity, np.full(200, 100.0))
+    ivar = stars.ivar.copy()
+    result = fit(emulator, stars, **OPTIONS)
+    pull = (values(result) - np.c_[truth, velocity]) / np.sqrt(np.diagonal(result.covariance, axis1=1, axis2=2))
+    assert (result.flags == 0).all() and (abs(pull.mean(0)) < 0.25).all() and (abs(pull.std(0) - 1) < 0.15).all()
+    assert np.array_equal(stars.ivar, ivar)
+    assert np.corrcoef(pull.T)[0, 1] ** 2 < 0.9  # labels are not the same thing twice
+
+
+@pytest.mark.parametrize("velocity", [45.0, -480.0, 990.0])
+def test_velocity_is_found(emulator, velocity):
+    result = fit(emulator, observe(emulator, STAR, [velocity], [100.0]), **OPTIONS)
+    assert abs(result.table["velocity"].value[0] - velocity) < 0.1 and result.flags[0] == 0
+
+
+def test_errors_follow_the_noise(emulator):
+    pair = fit(emulator, observe(emulator, [STAR, STAR], [10.0, 10.0], [20.0, 200.0]), **OPTIONS)
+    errors = np.sqrt(np.diagonal(pair.covariance, axis1=1, axis2=2))
+    np.testing.assert_allclose(errors[0] / errors[1], 10, rtol=0.15)
+
+
+def test_error_of_the_emulator_enlarges_errors(emulator):
+    stars = observe(emulator, STAR, [10.0], [1000.0])
+    without, with_error = fit(emulator, stars, **OPTIONS), fit(emulator, stars, **(OPTIONS | dict(use_emulator_error=True)))
+    np.testing.assert_allclose(with_error.table["teff_err"] / without.table["teff_err"], np.hypot(1, 2), rtol=0.1)
+
+
+def test_bad_stars_touch_nobody(emulator):
+    stars = observe(emulator, [STAR] * 10, np.linspace(-200, 200, 10), np.full(10, 80.0))
+    flux, ivar = stars.flux.copy(), stars.ivar.copy()
+    flux[3], ivar[7] = np.inf, 0
+    flux[5] = 1e30
+    spoiled = replace(stars, flux=flux, ivar=ivar, mask=None)
+    clean, result = fit(emulator, stars, **OPTIONS), fit(emulator, spoiled, **OPTIONS)
+    others = [i for i in range(10) if i not in (3, 5, 7)]
+    np.testing.assert_allclose(values(result, others), values(clean, others), rtol=1e-6, atol=1e-6)
+    assert (result.flags[[3, 7]] == FitFlag.BAD_INPUT).all() and np.isnan(values(result, [3, 7])).all() and result.flags[5] != 0
+
+
+def test_order_and_batch_do_not_matter(emulator):
+    stars = observe(emulator, np.random.default_rng(0).uniform([4500, 2, -1], [6500, 4, 0], (7, 3)), np.linspace(-50, 90, 7), np.full(7, 60.0))
+    order = np.array([3, 0, 6, 1, 5, 2, 4])
+    whole, shuffled, single = fit(emulator, stars, **OPTIONS), fit(emulator, stars[order], **OPTIONS), fit(emulator, stars, chunk=1, **OPTIONS)
+    errors = np.sqrt(np.diagonal(whole.covariance, axis1=1, axis2=2))
+    assert (abs(values(shuffled) - values(whole)[order]) < 0.01 * errors[order]).all() and (abs(values(single) - values(whole)) < 0.01 * errors).all()
+    assert shuffled.table["id"].tolist() == [stars.ids[i] for i in order]
+
+
+def test_own_grid_per_star(emulator):
+    shared = observe(emulator, [STAR] * 3, [20.0] * 3, [60.0] * 3)
+    own = Spectra(np.stack([PIXELS] * 3), shared.flux, shared.ivar, frame="air")
+    np.testing.assert_allclose(values(fit(emulator, own, **OPTIONS)), values(fit(emulator, shared, **OPTIONS)), rtol=1e-6)
+
+
+def test_sigmoid_output_needs_no_other_fit():
+    emulator = AnalyticEmulator("sigmoid")
+    result = fit(emulator, observe(emulator, STAR, [-70.0], [200.0]), **OPTIONS)
+    errors = np.sqrt(np.diagonal(result.covariance[0]))
+    assert (abs(values(result)[0] - [*STAR, -70.0]) < 4 * errors).all() and result.table["chi2"][0] / result.table["dof"][0] < 1.2
+
+
+def test_flux_in_any_unit(emulator):
+    stars = observe(emulator, STAR, [20.0], [60.0])
+    tiny = replace(stars, flux=stars.flux * 3e-17, ivar=stars.ivar / 3e-17**2)
+    np.testing.assert_allclose(values(fit(emulator, tiny, **OPTIONS)), values(fit(emulator, stars, **OPTIONS)), rtol=1e-4)
+
+
+def test_noise_alone_is_flagged(emulator):
+    rng = np.random.default_rng(4)
+    noise = Spectra.from_error(PIXELS, rng.normal(1, 0.02, (20, len(PIXELS))), np.full((20, len(PIXELS)), 0.02), frame="air")
+    assert (fit(emulator, noise, **OPTIONS).flags & FitFlag.VELOCITY_UNRELIABLE).all()
+
+
+def test_label_at_its_bound_is_flagged(emulator):
+    hot = observe(emulator, [[7600.0, 3.0, 0.3]], [0.0], [300.0])
+    result = fit(emulator, hot, **OPTIONS)
+    assert result.flags[0] & FitFlag.AT_BOUND and not np.isclose(result.table["teff"].value[0], 7600)
+
+
+def test_useless_label_is_flagged(emulator):
+    """A window without lines constrains no label."""
+    stars = observe(emulator, STAR, [0.0], [3.0])
+    flags = fit(emulator, stars, velocity=0.0, **OPTIONS).flags[0]
+    assert flags & FitFlag.UNCONSTRAINED_LABEL
+
+
+def test_model_flux_is_the_model(emulator):
+    stars = observe(emulator, STAR, [33.0], [50.0])
+    result = fit(emulator, stars, **OPTIONS)
+    residual = (stars.flux[0] - result.model_flux(0)) * np.sqrt(stars.ivar[0])
+    np.testing.assert_allclose(np.nansum(residual[result.good[0]] ** 2), result.table["chi2"][0], rtol=1e-3)
+
+
+def test_refusals(emulator):
+    stars = observe(emulator, STAR, [0.0], [50.0])
+    for options, message in ((dict(free=["tef"]), "Did you mean 'teff'"), (dict(fixed={"fe_h": 0}), "no label of this emulator"),
+                             (dict(priors={"teff": (9000, 10)}), "outside the training range")):
+        with pytest.raises(SpectraError, match=message):
+            fit(emulator, stars, **(OPTIONS | options))
+    blunt = AnalyticEmulator()
+    blunt.resolution = 5_000
+    with pytest.raises(SpectraError, match="cannot be sharpened"):
+        fit(blunt, stars, **OPTIONS)
+    unknown = AnalyticEmulator()
+    unknown.frame = ""
+    with pytest.raises(SpectraError, match="air or in vacuum"):
+        fit(unknown, stars, **OPTIONS)
+
+
+def test_vacuum_spectra_with_an_air_emulator(emulator):
+    stars = observe(emulator, STAR, [0.0], [100.0])
+    as_air, converted = (fit(emulator, s, **OPTIONS).table["velocity"].value[0] for s in (stars, stars.to_frame("vacuum")))
+    assert abs(as_air - converted) < 0.05
