@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from .core import SpectraError, atomic_write
 
-# %% ../nbs/02_training.ipynb #2a6ae6cd
+# %% ../nbs/02_training.ipynb #6972ce07
 @dataclass(frozen=True)
 class TrainConfig:
     """Say how a network is trained; `steps` or `minutes` must be given.
@@ -37,7 +37,7 @@ class TrainConfig:
     steps : int, optional
         Optimiser steps of the whole run; with `minutes` as well, the run ends at whichever comes first.
     minutes : float, optional
-        Wall time; without `steps`, it is turned into a number of steps by a short timing.
+        Wall time; without `steps`, it is turned into a number of steps by a short timing, which is cut later if the machine slows down.
     batch_size : int
         Spectra per step, over all processes; never more than there are.
     learning_rate : float
@@ -104,9 +104,9 @@ def _validate_config(config):
         if getattr(config, name) not in known:
             raise SpectraError(f"{name} must be one of {known}; got {getattr(config, name)!r}")
 
-# %% ../nbs/02_training.ipynb #9868dfcd
+# %% ../nbs/02_training.ipynb #96188f55
 def warmup_cosine(
-    step: int,            # from 0
+    step: float,          # from 0
     steps: int,           # length of the run
     warmup: float = 0.05, # part of the run spent rising, in [0, 1)
 ) -> float:               # factor of the learning rate, in (0, 1]
@@ -384,7 +384,7 @@ def read_checkpoint(
     with safetensors.safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["record"])
 
-# %% ../nbs/02_training.ipynb #8691e7da
+# %% ../nbs/02_training.ipynb #7723460a
 @dataclass
 class _Run:
     "A training run under way."
@@ -400,6 +400,8 @@ class _Run:
     folder: Path | None
     fingerprint: dict
     steps: int = 0
+    length: int = 0
+    bend: list = field(default_factory=lambda: [0, 0.0])
     check_every: int = 1
     step: int = 0
     rows: list = field(default_factory=list)
@@ -411,12 +413,22 @@ class _Run:
     clock: float = field(default_factory=time.perf_counter)
     saved: float = field(default_factory=time.perf_counter)
     tracker: object = None
+    pace: list = field(default_factory=list)
 
     def precision(self):
         "Return the context in which the loss is computed."
         if self.config.mixed_precision == "no":
             return contextlib.nullcontext()
         return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
+
+    def place(self, step: int) -> float:
+        "Return where `step` is on the schedule of `length` steps; the same number, unless the run had to be shortened."
+        since, place = self.bend
+        return place + (step - since) * ((self.length - place) / (self.steps - since))
+
+    def rate(self, step: int) -> float:
+        "Return the learning rate of `step`."
+        return self.config.learning_rate * warmup_cosine(self.place(step), self.length, self.config.warmup)
 
     def keep_best(self, loss: float):
         "Remember the present weights."
@@ -445,14 +457,17 @@ def _fingerprint(config, model, train_data, valid_data) -> dict:
         shared[name] = f"{[tuple(part.shape) for part in data]} {digest.hexdigest()[:12]}"
     return json.loads(json.dumps(shared))
 
-# %% ../nbs/02_training.ipynb #f96c6acb
+# %% ../nbs/02_training.ipynb #f74eb6c6
+_SCALARS = ("steps", "length", "bend", "check_every", "step", "rows", "best_step", "best_loss", "seconds", "stopped")
+
+# %% ../nbs/02_training.ipynb #6b6c053f
 def _save(run: _Run):
     "Write a checkpoint of `run`, from the main process."
     if run.folder is None or not run.accelerator.is_main_process:
         return
     tensors = {f"model/{name}": value for name, value in run.model.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in run.best.items()}
-    record = {name: getattr(run, name) for name in ("fingerprint", "steps", "check_every", "step", "rows", "best_step", "best_loss", "seconds", "stopped")}
+    record = {name: getattr(run, name) for name in ("fingerprint", *_SCALARS)}
     record["optimiser"] = {}
     for index, state in run.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{name}": value for name, value in state.items() if isinstance(value, Tensor)}
@@ -460,7 +475,7 @@ def _save(run: _Run):
     save_checkpoint(run.folder, run.step, tensors, record)
     run.saved = time.perf_counter()
 
-# %% ../nbs/02_training.ipynb #2dd5f217
+# %% ../nbs/02_training.ipynb #ca690c0d
 def _resume(run: _Run, path: Path):
     "Bring `run` to the state in the checkpoint at `path`; refuse one of another run."
     tensors, record = read_checkpoint(path)
@@ -477,10 +492,10 @@ def _resume(run: _Run, path: Path):
             _, index, key = name.split("/", 2)
             state[int(index)][key] = value.clone()  # aligned in memory as when it was made, for the same bits
     run.optimiser.load_state_dict({"state": state, "param_groups": run.optimiser.state_dict()["param_groups"]})
-    for name in ("steps", "check_every", "step", "rows", "best_step", "best_loss", "seconds", "stopped"):
+    for name in _SCALARS:
         setattr(run, name, record[name])
 
-# %% ../nbs/02_training.ipynb #386e5541
+# %% ../nbs/02_training.ipynb #0108621d
 def _advance(run: _Run, bar) -> Tensor:
     "Train to the next validation; return the losses of the steps, on this process."
     config, optimiser, first = run.config, run.optimiser, run.step
@@ -492,7 +507,7 @@ def _advance(run: _Run, bar) -> Tensor:
     losses = torch.zeros(min(run.check_every, run.steps - first), device=device)
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for number in range(len(losses)):
-        rate = config.learning_rate * warmup_cosine(first + number, run.steps, config.warmup)
+        rate = run.rate(first + number)
         for group in optimiser.param_groups:
             group["lr"] = rate
         with run.precision():
@@ -529,12 +544,12 @@ def _validate(run: _Run) -> tuple[float, int]:
         total, count = total + value.item() * len(batch[0]), count + len(batch[0])
     return total, count
 
-# %% ../nbs/02_training.ipynb #f28f5f33
+# %% ../nbs/02_training.ipynb #6fe97103
 def _diverged(run: _Run, losses: Tensor) -> SpectraError:
     "Return the error for a loss that is not finite, best weights restored."
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     step = run.step - len(losses) + int(bad[0]) if len(bad) else max(run.step - 1, 0)
-    rate = run.config.learning_rate * warmup_cosine(step, run.steps, run.config.warmup) if run.steps else 0.0
+    rate = run.rate(step) if run.steps else 0.0
     run.model.load_state_dict(run.best)
     run.model.train()
     with torch.no_grad(), run.precision():
@@ -547,7 +562,19 @@ def _diverged(run: _Run, losses: Tensor) -> SpectraError:
     which = "training" if len(bad) else "validation"
     return SpectraError(f"{which} loss is not finite at step {step} (learning rate {rate:.3g}); {cause}. The model has the weights of step {run.best_step}")
 
-# %% ../nbs/02_training.ipynb #808f6095
+# %% ../nbs/02_training.ipynb #21720595
+def _keep_to_time(run: _Run, seconds: float):
+    "Take fewer steps when those left would end a run in minutes a quarter late, by the speed of the last ten validations."
+    run.pace = [*run.pace[-10:], (run.step, seconds)]
+    if run.config.steps is not None or len(run.pace) < 3 or run.step >= run.steps:
+        return
+    (step, before), budget = run.pace[0], 60 * run.config.minutes
+    per_step = (seconds - before) / (run.step - step)
+    if seconds + per_step * (run.steps - run.step) > 1.25 * budget:
+        left = max(int((budget - seconds) / per_step), run.check_every)
+        run.bend, run.steps = [run.step, run.place(run.step)], min(run.steps, run.step + left)
+
+# %% ../nbs/02_training.ipynb #bc519a05
 def _check(run: _Run, losses: Tensor, bar):
     "Validate, remember the best, decide whether to stop, write metrics and checkpoint."
     total, count = _validate(run)
@@ -561,6 +588,7 @@ def _check(run: _Run, losses: Tensor, bar):
     run.rows.append([run.step, train_loss, valid_loss, rate])
     if valid_loss < run.best_loss:
         run.keep_best(valid_loss)
+    _keep_to_time(run, seconds)
     since = sum(row[0] > run.best_step for row in run.rows)
     if run.step >= run.steps:
         run.stopped = "finished"
@@ -568,6 +596,7 @@ def _check(run: _Run, losses: Tensor, bar):
         run.stopped = "patience"
     elif run.config.steps is not None and run.config.minutes is not None and seconds > 60 * run.config.minutes:
         run.stopped = "minutes"
+    bar.total = run.steps
     bar.set_postfix_str(f"loss {train_loss:.3g}, valid {valid_loss:.3g}, best {run.best_loss:.3g}", refresh=False)
     _write(run, dict(step=run.step, train_loss=train_loss, valid_loss=valid_loss, learning_rate=rate, seconds=round(seconds, 3)))
 
@@ -601,13 +630,13 @@ def _cut_metrics(path: Path, step: int):
     with atomic_write(path) as aside:
         aside.write_text("".join(kept), encoding="utf-8")
 
-# %% ../nbs/02_training.ipynb #6ea62a38
+# %% ../nbs/02_training.ipynb #8829c80e
 def _steps_in(run: _Run, seconds: float) -> int:
     "Return how many steps fit in `seconds`, by timing some that are then undone."
     from accelerate.utils import broadcast_object_list
 
     def timed(steps):
-        run.steps, run.step, run.check_every = 10**9, 0, steps
+        run.steps, run.length, run.step, run.check_every = 10**9, 10**9, 0, steps
         started = time.perf_counter()
         _advance(run, tqdm(disable=True)).sum().item()
         return (time.perf_counter() - started) / steps
@@ -664,7 +693,7 @@ def _setup(model, loss, train_data, valid_data, config, folder, accelerator) -> 
     folder = None if folder is None else Path(folder)
     return _Run(model, parallel, loss, batches, valid_data, config, build_optimiser(model, config), accelerator, folder, fingerprint)
 
-# %% ../nbs/02_training.ipynb #1eacb6e2
+# %% ../nbs/02_training.ipynb #bc417831
 def _begin(run: _Run, resume: bool):
     "Resume `run` from its folder, or validate the fresh model and write checkpoint 0."
     from accelerate.utils import broadcast_object_list
@@ -686,6 +715,7 @@ def _begin(run: _Run, resume: bool):
         if not math.isfinite(run.best_loss):
             raise _diverged(run, torch.empty(0))
         run.steps = run.config.steps or _steps_in(run, 60 * run.config.minutes)
+        run.length = run.steps
         run.check_every = min(run.steps, run.config.check_every or max(1, run.steps // 100))
         if run.folder is not None and main:
             for old in run.folder.glob("step_*.safetensors"):
@@ -694,7 +724,7 @@ def _begin(run: _Run, resume: bool):
     if run.folder is not None and main:
         _cut_metrics(run.folder / "metrics.jsonl", run.step)
 
-# %% ../nbs/02_training.ipynb #0f7c8dde
+# %% ../nbs/02_training.ipynb #304f10c2
 def train(
     model: nn.Module,                          # trained in place
     loss: Callable,                            # loss(model, batch: tuple of tensors) → scalar, mean over the batch
@@ -720,6 +750,7 @@ def train(
                 while run.stopped is None:
                     losses = _advance(run, bar)
                     _check(run, losses, bar)
+            run.accelerator.wait_for_everyone()  # the main process may still be writing
         except KeyboardInterrupt:
             run.stopped = "interrupted"
         except torch.linalg.LinAlgError:  # SOAP's eigenvectors of a gradient that is not finite
