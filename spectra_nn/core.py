@@ -188,7 +188,7 @@ def _check_names(n_spec: int, frame: str, velocity_frame: str | None, ids: Any) 
         raise SpectraError(f"{len(ids)} ids for {n_spec} spectra.")
     return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in ids)
 
-# %% ../nbs/00_core.ipynb #2484b923
+# %% ../nbs/00_core.ipynb #526d36d7
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectra:
     """One or many spectra with their inverse variances: validated, and independent of the arrays it was made from.
@@ -198,7 +198,7 @@ class Spectra:
     wave : (n_pix,) shared or (n_spec, n_pix) wavelengths, strictly increasing, Å; astropy units are converted
     flux : (n_pix,) or (n_spec, n_pix) flux in any unit; float32 stays float32, all else becomes float64
     ivar : inverse variance of flux; scalar, (n_pix,) or (n_spec, n_pix); 0 marks a bad pixel
-    mask : True marks a bad pixel; None for no more than those with ivar 0 or non-finite values
+    mask : True or non-zero marks a bad pixel; None for no more than those with ivar 0 or non-finite values
     frame : medium of the wavelengths, 'air' or 'vacuum'; required
     velocity_frame : 'barycentric', 'heliocentric', 'topocentric' or 'rest'; None when unknown
     ids : one name per spectrum, kept as text; None for '0', '1', …
@@ -515,7 +515,7 @@ def _what_it_is(path: Path, error: Exception) -> str:
              b"": "it is empty."}
     return next((kind for sign, kind in kinds.items() if sign and start.startswith(sign)), kinds[b""] if not start else f"it is something else ({error}).")
 
-# %% ../nbs/00_core.ipynb #a5d64c8f
+# %% ../nbs/00_core.ipynb #27e738f4
 def asset(
     name: str,  # file name inside the package's assets folder
 ) -> Path:      # where it is
@@ -523,7 +523,7 @@ def asset(
     folder = Path(str(files("spectra_nn"))) / "assets"
     path = folder / name
     if not path.is_file() or folder.resolve() not in path.resolve().parents:
-        known = sorted(str(found.relative_to(folder)) for found in folder.rglob("*") if found.is_file())
+        known = sorted(str(found.relative_to(folder)) for found in folder.rglob("*") if found.is_file() and found.suffix not in (".py", ".pyc"))
         close = nearest_name(name, known)
         raise SpectraError(f"spectra_nn has no built-in file {name!r}. {f'Did you mean {close!r}?' if close else f'It has {known}.'}")
     return path
