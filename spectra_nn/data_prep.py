@@ -374,7 +374,7 @@ def _parse_carefully(text: bytes, columns: Sequence[int], comment: str) -> list[
         raise SpectraError("no line of data below the header")
     return list(values.T)
 
-# %% ../nbs/01_data_prep.ipynb #ba09208d
+# %% ../nbs/01_data_prep.ipynb #049cd8e0
 def _header_wave(header: Any, n_pix: int) -> np.ndarray:
     "Wavelengths of a FITS image, in Å, from the linear or logarithmic scale in its header."
     step = header.get("CDELT1", header.get("CD1_1"))
@@ -391,7 +391,8 @@ def _read_fits(data: bytes) -> list[np.ndarray]:
     "Wavelength and flux of the first table or image in a FITS file."
     from astropy.io import fits
 
-    with fits.open(io.BytesIO(data), memmap=False) as hdus:
+    with warnings.catch_warnings(), fits.open(io.BytesIO(data), memmap=False) as hdus:
+        warnings.simplefilter("ignore", fits.verify.VerifyWarning)  # a truncated file raises an error of its own
         for hdu in hdus:
             if isinstance(hdu, (fits.BinTableHDU, fits.TableHDU)):
                 names = hdu.columns.names
@@ -1324,7 +1325,7 @@ def _gather_sources(folders, tables, suffix, key, broadening: Mapping[str, Any],
     several = len(folders) > 1
     return _Sources(paths, [f"{path.parent.name}/{path.name}" if several else path.name for path in paths], reasons, np.vstack(labels), names, amounts, n_without)
 
-# %% ../nbs/01_data_prep.ipynb #f99586ca
+# %% ../nbs/01_data_prep.ipynb #b60e17bf
 def _prepare_batch(paths: Sequence[Path], broadening: Sequence[dict], settings: PrepSettings, memory: dict) -> list[np.ndarray | str]:
     "Flux of each file, or the reason why not. Never raises for a bad file."
     results = []
@@ -1338,39 +1339,44 @@ def _prepare_batch(paths: Sequence[Path], broadening: Sequence[dict], settings: 
     return results
 
 
-_WORKER_MEMORY: dict = {}  # of a worker process; the main process passes its own
+_worker: dict = {}  # settings and memory of a worker process; empty in the main process
 
 
-def _work(paths: Sequence[Path], broadening: Sequence[dict], settings: PrepSettings) -> list[np.ndarray | str]:
+def _start_worker(settings: PrepSettings) -> None:
+    "Keep the settings in a worker process, so that they are sent once and tasks stay small."
+    _worker.update(settings=settings, memory={})
+
+
+def _work(paths: Sequence[Path], broadening: Sequence[dict]) -> list[np.ndarray | str]:
     "What a worker process does."
-    return _prepare_batch(paths, broadening, settings, _WORKER_MEMORY)
+    return _prepare_batch(paths, broadening, _worker["settings"], _worker["memory"])
 
 
 def _in_processes(batches: Sequence[tuple], settings: PrepSettings, n_workers: int) -> Iterator[list[np.ndarray | str]]:
     "Results of the batches in order, from worker processes."
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform == "linux" else "spawn"
-    waiting, done = [], 0
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    waiting, done, broken = [], 0, False
+    pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start_worker, initargs=(settings,))
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
-            pool = ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context(method))
-            try:
-                for batch in batches:
-                    waiting.append(pool.submit(_work, *batch, settings))
-                    if len(waiting) > 2 * n_workers:
-                        yield waiting.pop(0).result()
-                        done += 1
-                while waiting:
+        with warnings.catch_warnings():  # Python 3.12 warns of a fork beside any other thread; ours takes no lock
+            warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+            for batch in batches:
+                waiting.append(pool.submit(_work, *batch))
+                if len(waiting) > 2 * n_workers:
                     yield waiting.pop(0).result()
                     done += 1
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+            while waiting:
+                yield waiting.pop(0).result()
+                done += 1
     except (BrokenProcessPool, OSError) as error:
+        broken = True
         warnings.warn(f"worker processes failed ({type(error).__name__}: {error}); going on in one process", RuntimeWarning, stacklevel=2)
-        for batch in batches[done:]:
-            yield _prepare_batch(*batch, settings, {})
+    finally:
+        pool.shutdown(wait=not broken, cancel_futures=True)
+    for batch in batches[done:]:
+        yield _prepare_batch(*batch, settings, {})
 
-# %% ../nbs/01_data_prep.ipynb #82413272
+# %% ../nbs/01_data_prep.ipynb #f9320dd3
 @contextmanager
 def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int], Any]]:
     "Yield a function to be called with the number of files just done."
@@ -1383,7 +1389,7 @@ def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int], Any]]:
         yield bar.update
 
 
-def _prepare_all(sources: _Sources, todo: Sequence[int], settings: PrepSettings, n_workers: int | None, progress: bool) -> Iterator[tuple[int, np.ndarray | str]]:
+def _prepare_all(sources: _Sources, todo: Sequence[int], settings: PrepSettings, budget: float, n_workers: int | None, progress: bool) -> Iterator[tuple[int, np.ndarray | str]]:
     "Index and flux, or reason, of every file in `todo`, in order."
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = max(n_cores if n_workers is None else n_workers, 1)
@@ -1393,13 +1399,13 @@ def _prepare_all(sources: _Sources, todo: Sequence[int], settings: PrepSettings,
             left = (perf_counter() - start) / max(done, 1) * (len(todo) - done)
             if workers > 1 and (done >= 16 and left > 0.5 if n_workers is None else done >= 1):
                 break
-            batch = todo[done : done + (16 if n_workers is None else 1)]
+            batch = todo[done : done + (4 if n_workers is None else 1)]
             for i, result in zip(batch, _prepare_batch([sources.paths[i] for i in batch], [sources.broadening[i] for i in batch], settings, memory)):
                 yield i, result
             done += len(batch)
             bar(len(batch))
         rest = todo[done:]
-        size = max(min(32, len(rest) // (4 * workers), 2**24 // (4 * len(settings.target))), 1)
+        size = max(min(32, len(rest) // (4 * workers), int(budget / 32 / workers / (4 * len(settings.target)))), 1)
         parts = [rest[k : k + size] for k in range(0, len(rest), size)]
         batches = [([sources.paths[i] for i in part], [sources.broadening[i] for i in part]) for part in parts]
         for part, results in zip(parts, _in_processes(batches, settings, workers) if parts else ()):
@@ -1511,7 +1517,7 @@ def prepare_grid(
     parts = dict(frame=frame, settings=record, label_units=tuple(_unit(name, label_units or {}) for name in sources.label_names))
     return _fill_grid(sources, todo, settings, parts, memory_budget, store, n_workers, progress)
 
-# %% ../nbs/01_data_prep.ipynb #4f69fb08
+# %% ../nbs/01_data_prep.ipynb #77384087
 def _check_options(folders, tables, windows, step, frame, resample) -> None:
     "Refuse wrong options before any file is read."
     check_windows(windows)
@@ -1529,7 +1535,7 @@ def _fill_grid(sources: _Sources, todo, settings: PrepSettings, parts: dict, bud
     "Treat all files and collect rows and reasons."
     reasons, accepted = list(sources.reasons), []
     with _row_sink(len(todo), settings.target, budget, store) as (add, finish, path):
-        for i, result in _prepare_all(sources, todo, settings, n_workers, progress):
+        for i, result in _prepare_all(sources, todo, settings, budget, n_workers, progress):
             if isinstance(result, str):
                 reasons[i] = result
             else:
