@@ -93,7 +93,19 @@ def _errors(path: Path, flux: np.ndarray, error: str | float | None) -> np.ndarr
         ivar = values if kind == "ivar" else np.where(values > 0, 1 / values**2, 0.)
     return np.nan_to_num(ivar, nan=0., posinf=0., neginf=0.)
 
-# %% ../nbs/06_instruments.ipynb #06e648cb
+# %% ../nbs/06_instruments.ipynb #be30a81d
+def _tidy(wave: np.ndarray, flux: np.ndarray, ivar: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Sort the pixels of a spectrum and merge those of equal wavelength."
+    known = np.isfinite(wave)
+    wave, flux, ivar = wave[known], flux[known], np.where(np.isfinite(flux[known]), ivar[known], 0.)
+    unique, place, count = np.unique(wave, return_inverse=True, return_counts=True)
+    if len(unique) == len(wave) and (np.diff(wave) > 0).all(): return wave, flux, ivar
+    weight = np.bincount(place, ivar)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(place, np.where(ivar > 0, ivar * flux, 0.)) / weight
+    return unique, np.where(weight > 0, mean, 0.), weight / count
+
+# %% ../nbs/06_instruments.ipynb #56542c96
 def _read_one(path: Path, frame: str | None, error: str | float | None) -> Spectra:
     "Read the spectra of one file."
     name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
@@ -108,6 +120,7 @@ def _read_one(path: Path, frame: str | None, error: str | float | None) -> Spect
     else:
         wave, flux = read_spectrum(path)
         ivar, ids = _errors(path, flux, error), [name]
+        wave, flux, ivar = _tidy(wave, flux, ivar)
     if frame is None:
         raise SpectraError("nothing says whether the wavelengths are in air or in vacuum; they differ by 83 km/s. Give frame='air' or frame='vacuum'")
     return Spectra(wave, flux, ivar, frame=frame, ids=ids)
