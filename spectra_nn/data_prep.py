@@ -9,7 +9,7 @@ __all__ = ['read_spectrum', 'check_wavelengths', 'check_flux', 'check_windows', 
            'list_spectra', 'prepare_grid', 'LabelScaler', 'inside_polygon', 'near_isochrone', 'sample_labels',
            'write_label_table']
 
-# %% ../nbs/01_data_prep.ipynb #f150943d
+# %% ../nbs/01_data_prep.ipynb #a4ca2ffd
 import csv
 import gzip
 import io
@@ -24,8 +24,6 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -1140,7 +1138,7 @@ def _settings_from(arrays: Mapping[str, np.ndarray]) -> dict:
     except (KeyError, json.JSONDecodeError):
         return {}
 
-# %% ../nbs/01_data_prep.ipynb #d59da5ea
+# %% ../nbs/01_data_prep.ipynb #92fe9160
 class StoreWriter:
     "Write a folder store row by row, completely or not at all; use it in a `with` block."
 
@@ -1161,7 +1159,6 @@ class StoreWriter:
             self.file = open(self.folder / "flux.npy", "wb")
         except OSError as error:
             raise SpectraError(f"{self.path} cannot be written: {error.strerror or error}.") from error
-        self._write_header()
         return self
 
     def _write_header(self) -> None:
@@ -1170,6 +1167,8 @@ class StoreWriter:
 
     def append(self, flux: np.ndarray) -> None:
         "Add rows (n, n_pix)."
+        if self.n_spec == 0:
+            self._write_header()
         self.file.write(np.ascontiguousarray(flux, "<f4").tobytes())
         self.n_spec += len(flux)
 
@@ -1325,7 +1324,7 @@ def _gather_sources(folders, tables, suffix, key, broadening: Mapping[str, Any],
     several = len(folders) > 1
     return _Sources(paths, [f"{path.parent.name}/{path.name}" if several else path.name for path in paths], reasons, np.vstack(labels), names, amounts, n_without)
 
-# %% ../nbs/01_data_prep.ipynb #b60e17bf
+# %% ../nbs/01_data_prep.ipynb #8f4d4f90
 def _prepare_batch(paths: Sequence[Path], broadening: Sequence[dict], settings: PrepSettings, memory: dict) -> list[np.ndarray | str]:
     "Flux of each file, or the reason why not. Never raises for a bad file."
     results = []
@@ -1339,40 +1338,43 @@ def _prepare_batch(paths: Sequence[Path], broadening: Sequence[dict], settings: 
     return results
 
 
-_worker: dict = {}  # settings and memory of a worker process; empty in the main process
-
-
-def _start_worker(settings: PrepSettings) -> None:
-    "Keep the settings in a worker process, so that they are sent once and tasks stay small."
-    _worker.update(settings=settings, memory={})
-
-
-def _work(paths: Sequence[Path], broadening: Sequence[dict]) -> list[np.ndarray | str]:
-    "What a worker process does."
-    return _prepare_batch(paths, broadening, _worker["settings"], _worker["memory"])
+def _serve(connection: Any, settings: PrepSettings) -> None:
+    "What a worker process does: treat one batch after the other until it is told to stop or the main process is gone."
+    memory: dict = {}
+    try:
+        while (batch := connection.recv()) is not None:
+            connection.send(_prepare_batch(*batch, settings, memory))
+    except (EOFError, OSError, KeyboardInterrupt):
+        pass
 
 
 def _in_processes(batches: Sequence[tuple], settings: PrepSettings, n_workers: int) -> Iterator[list[np.ndarray | str]]:
-    "Results of the batches in order, from worker processes."
+    "Results of the batches in order, from worker processes with one batch each under way."
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    waiting, done, broken = [], 0, False
-    pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start_worker, initargs=(settings,))
+    workers, done = [], 0
     try:
-        with warnings.catch_warnings():  # Python 3.12 warns of a fork beside any other thread; ours takes no lock
+        with warnings.catch_warnings():  # Python 3.12 warns of a fork beside any other thread; a worker takes no lock
             warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-            for batch in batches:
-                waiting.append(pool.submit(_work, *batch))
-                if len(waiting) > 2 * n_workers:
-                    yield waiting.pop(0).result()
-                    done += 1
-            while waiting:
-                yield waiting.pop(0).result()
-                done += 1
-    except (BrokenProcessPool, OSError) as error:
-        broken = True
-        warnings.warn(f"worker processes failed ({type(error).__name__}: {error}); going on in one process", RuntimeWarning, stacklevel=2)
+            for batch in batches[:n_workers]:
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, settings), daemon=True)
+                process.start()
+                theirs.close()  # so that the death of the worker ends the pipe
+                workers.append((process, ours))
+                ours.send(batch)
+        for k in range(len(batches)):
+            connection = workers[k % len(workers)][1]
+            results = connection.recv()
+            connection.send(batches[k + len(workers)] if k + len(workers) < len(batches) else None)
+            done += 1
+            yield results
+    except (EOFError, OSError) as error:
+        warnings.warn(f"a worker process died ({type(error).__name__}); going on in one process", RuntimeWarning, stacklevel=2)
     finally:
-        pool.shutdown(wait=not broken, cancel_futures=True)
+        for process, connection in workers:
+            connection.close()
+            process.terminate()
+            process.join()
     for batch in batches[done:]:
         yield _prepare_batch(*batch, settings, {})
 

@@ -181,14 +181,14 @@ def test_workers_give_the_same_grid_and_a_dead_worker_loses_nothing(tmp_path, mo
     two = prepare_grid(folder, n_workers=2, **OPTIONS)
     np.testing.assert_array_equal(one.flux, two.flux)
     assert one.file_names == two.file_names and one.report.reason == two.report.reason
-    main, work = os.getpid(), data_prep._work
+    main, work = os.getpid(), data_prep._prepare_batch
 
     def dies(*args):
         os._exit(1) if os.getpid() != main else None
         return work(*args)
 
     if sys.platform == "linux":  # elsewhere a spawned worker would not see the patch
-        monkeypatch.setattr(data_prep, "_work", dies)
+        monkeypatch.setattr(data_prep, "_prepare_batch", dies)
         with pytest.warns(RuntimeWarning, match="going on in one process"):
             three = prepare_grid(folder, n_workers=2, **OPTIONS)
         np.testing.assert_array_equal(one.flux, three.flux)
