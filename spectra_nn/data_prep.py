@@ -1378,7 +1378,7 @@ def _in_processes(batches: Sequence[tuple], settings: PrepSettings, n_workers: i
     for batch in batches[done:]:
         yield _prepare_batch(*batch, settings, {})
 
-# %% ../nbs/01_data_prep.ipynb #f9320dd3
+# %% ../nbs/01_data_prep.ipynb #2f76a461
 @contextmanager
 def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int], Any]]:
     "Yield a function to be called with the number of files just done."
@@ -1396,10 +1396,11 @@ def _prepare_all(sources: _Sources, todo: Sequence[int], settings: PrepSettings,
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = max(n_cores if n_workers is None else n_workers, 1)
     memory, start, done = {}, perf_counter(), 0
+    worthwhile = 2 * (2e-4 + 4 * len(settings.target) / 5e8)  # s a file; twice what it takes to send a row back
     with _progress_bar(len(todo), progress) as bar:
         while done < len(todo):
-            left = (perf_counter() - start) / max(done, 1) * (len(todo) - done)
-            if workers > 1 and (done >= 16 and left > 0.5 if n_workers is None else done >= 1):
+            each = (perf_counter() - start) / max(done, 1)
+            if workers > 1 and (done >= 16 and each > worthwhile and each * (len(todo) - done) > 1 if n_workers is None else done >= 1):
                 break
             batch = todo[done : done + (4 if n_workers is None else 1)]
             for i, result in zip(batch, _prepare_batch([sources.paths[i] for i in batch], [sources.broadening[i] for i in batch], settings, memory)):
@@ -1473,7 +1474,7 @@ def _as_list(value: Any) -> list:
     "A single path in a list."
     return [value] if isinstance(value, (str, os.PathLike)) else list(value)
 
-# %% ../nbs/01_data_prep.ipynb #80fd8cb0
+# %% ../nbs/01_data_prep.ipynb #11fb05d0
 def prepare_grid(
     folders: str | os.PathLike | Sequence, # folder(s) with spectra
     table: str | os.PathLike | Sequence | None = None, # label table, for all folders or one each; None: spectra_parameters.csv in each
@@ -1498,7 +1499,7 @@ def prepare_grid(
     clip_emission: bool = True,            # set flux above 1 to 1
     memory_budget: float = 2e9,            # bytes; a larger result goes to a folder store
     store: str | os.PathLike | None = None, # folder store to write; None: only if needed, in a temporary folder
-    n_workers: int | None = None,          # processes; None: all cores, if there is work for more than half a second
+    n_workers: int | None = None,          # processes; None: all cores, if that pays
     progress: bool = True,                 # show a progress bar
 ) -> SpectralGrid:                         # with `report`
     "Make one clean training set from folders of spectra and their label tables."
