@@ -351,7 +351,7 @@ def _doubt(setup: _Setup, data: _Data, weight: Tensor, scaled: Tensor, velocity:
     scatter = torch.nan_to_num(scatter, nan=1.).clamp_min(1.)
     return torch.sqrt(5 / (4 + (residual / scatter)**2)) / scatter
 
-# %% ../nbs/05_fitting.ipynb #c3421dcb
+# %% ../nbs/05_fitting.ipynb #aa178714
 @dataclass
 class _Outcome:
     "The fits of a chunk."
@@ -400,7 +400,8 @@ def _fit_chunk(setup: _Setup, data: _Data) -> tuple[_Outcome, _Data]:
 def _badly_fitted(setup: _Setup, outcome: _Outcome) -> Tensor:
     "Return the rows that deserve another start."
     fit = outcome.fit
-    bad = ~fit.converged | fit.at_bound.any(1) | (fit.chi2 > setup.poor_chi2 * outcome.dof)
+    noise = (2. * outcome.dof.clamp_min(1)).sqrt()
+    bad = ~fit.converged | (fit.chi2 > setup.poor_chi2 * outcome.dof) | (fit.at_bound.any(1) & (fit.chi2 > outcome.dof + 5 * noise))
     return (bad & (outcome.dof > 0)).nonzero()[:, 0]
 
 # %% ../nbs/05_fitting.ipynb #35e9de66
@@ -484,7 +485,7 @@ class FitResult:
         "Say how many spectra were fitted, how well, and how often each flag was raised."
         return _summary(self)
 
-# %% ../nbs/05_fitting.ipynb #5c481237
+# %% ../nbs/05_fitting.ipynb #1799697a
 def _model_flux(result: FitResult, row: int) -> np.ndarray:
     "The best model of one spectrum."
     emulator, spectra, row = result.setup["emulator"], result.spectra, range(len(result))[row]
@@ -494,7 +495,7 @@ def _model_flux(result: FitResult, row: int) -> np.ndarray:
     if not (torch.isfinite(labels).all() and np.isfinite(velocity)): return np.full(wave.shape, np.nan)
     weight, bias = (torch.as_tensor(t).detach().double().cpu() for t in (emulator.weight, emulator.bias))
     device = torch.as_tensor(emulator.weight).device
-    flux = emulator.hidden_and_jacobian(labels.to(device))[0].detach().double().cpu() @ weight.T + bias
+    flux = emulator.hidden(labels.to(device)).detach().double().cpu() @ weight.T + bias
     flux = torch.sigmoid(flux) if emulator.output_activation == "sigmoid" else flux
     chain = Observer(emulator.wave, wave, line_spread=result.setup["line_spread"], rest_resolution=emulator.resolution,
                      velocity_range=(velocity, velocity), dtype=torch.float64)

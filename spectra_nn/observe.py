@@ -291,13 +291,13 @@ def _observe(observer: Observer, flux: Tensor, velocity: Tensor | float) -> tupl
     valid = observer.valid(velocity)
     return torch.where(valid, values[..., 0], torch.nan), valid
 
-# %% ../nbs/04_observe.ipynb #94b5f615
+# %% ../nbs/04_observe.ipynb #15fdb4ea
 class ObservedEmulator:
     "Flux and exact derivatives of an emulator on the pixels of an `Observer`."
 
     def __init__(
         self,
-        emulator,           # has hidden_and_jacobian, weight, bias, output_activation
+        emulator,           # has hidden, hidden_and_jacobian, weight, bias, output_activation
         observer: Observer, # prepared for the emulator's wavelengths
     ):
         if emulator.output_activation not in ("identity", "sigmoid"):
@@ -312,8 +312,12 @@ class ObservedEmulator:
     def coefficients(self, labels: Tensor, free: Tensor | None = None) -> Tensor:
         "Return spline coefficients (n, n_grid + 5, 1 + n_free) of flux and derivatives to the `free` labels, for labels (n, n_label)."
         with torch.no_grad():
-            hidden, tangent = self.emulator.hidden_and_jacobian(labels)  # (n, k), (n, n_label, k)
-            tangent = tangent if free is None else tangent[:, free]
+            if free is not None and len(free) == 0:
+                hidden = self.emulator.hidden(labels)                        # (n, k)
+                tangent = hidden[:, None][:, :0]
+            else:
+                hidden, tangent = self.emulator.hidden_and_jacobian(labels)  # (n, k), (n, n_label, k)
+                tangent = tangent if free is None else tangent[:, free]
             rows = torch.cat([hidden[:, None], tangent], 1).to(self.observer.device)
             if self.linear:
                 rows = torch.nn.functional.pad(rows.to(self.head.dtype), (0, 1))

@@ -42,6 +42,9 @@ class AnalyticEmulator:
         slope = depth * (1 - depth / 0.8)
         return depth.float(), (slope[:, None] * self.slopes / self.span[:, None]).float()
 
+    def hidden(self, labels):
+        return self.hidden_and_jacobian(labels)[0]
+
     def predict(self, labels):
         flux = self.hidden_and_jacobian(torch.as_tensor(np.atleast_2d(labels)))[0] @ self.weight.T + self.bias
         return (torch.sigmoid(flux) if self.output_activation == "sigmoid" else flux).numpy()
