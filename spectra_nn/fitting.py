@@ -485,25 +485,26 @@ class FitResult:
         "Say how many spectra were fitted, how well, and how often each flag was raised."
         return _summary(self)
 
-# %% ../nbs/05_fitting.ipynb #1799697a
+# %% ../nbs/05_fitting.ipynb #c632dd46
 def _model_flux(result: FitResult, row: int) -> np.ndarray:
     "The best model of one spectrum."
     emulator, spectra, row = result.setup["emulator"], result.spectra, range(len(result))[row]
     wave = spectra.wave if spectra.wave.ndim == 1 else spectra.wave[row]
     labels = torch.tensor([[float(result.table[name].value[row]) for name in emulator.label_names]], dtype=torch.float64)
     velocity = float(result.table["velocity"].value[row])
-    if not (torch.isfinite(labels).all() and np.isfinite(velocity)): return np.full(wave.shape, np.nan)
+    model = np.full(wave.shape, np.nan)
+    if not (torch.isfinite(labels).all() and np.isfinite(velocity)): return model
+    pixels, continuum = result.setup["pixels"], result.setup["continuum"]
     weight, bias = (torch.as_tensor(t).detach().double().cpu() for t in (emulator.weight, emulator.bias))
-    device = torch.as_tensor(emulator.weight).device
-    flux = emulator.hidden(labels.to(device)).detach().double().cpu() @ weight.T + bias
+    flux = emulator.hidden(labels.to(torch.as_tensor(emulator.weight).device)).detach().double().cpu() @ weight.T + bias
     flux = torch.sigmoid(flux) if emulator.output_activation == "sigmoid" else flux
-    chain = Observer(emulator.wave, wave, line_spread=result.setup["line_spread"], rest_resolution=emulator.resolution,
+    chain = Observer(emulator.wave, wave[pixels], line_spread=result.setup["line_spread"], rest_resolution=emulator.resolution,
                      velocity_range=(velocity, velocity), dtype=torch.float64)
-    model = chain(flux, velocity)[0][0].numpy()
-    continuum = result.setup["continuum"]
-    return model if continuum is None else model * (continuum.basis(wave) @ result.level[row])
+    seen = chain(flux, velocity)[0][0].numpy()
+    model[pixels] = seen if continuum is None else seen * (continuum.basis(wave[pixels]) @ result.level[row])
+    return model
 
-# %% ../nbs/05_fitting.ipynb #396182e1
+# %% ../nbs/05_fitting.ipynb #5c3f6117
 def _plot(result: FitResult, row: int, window: tuple[float, float] | None):
     "Draw one fit."
     import matplotlib.pyplot as plt
@@ -524,7 +525,10 @@ def _plot(result: FitResult, row: int, window: tuple[float, float] | None):
     flags = FitFlag(int(line["flags"]))
     chi2 = f"χ²/dof {line['chi2'] / max(line['dof'], 1):.2f}" if np.isfinite(line["chi2"]) else "no fit"
     top.set(ylabel="Flux", title=f"{line['id']}: {values}; {line['velocity'].value:+.1f} km/s; {chi2}" + (f"\n{flags.name}" if flags else ""))
-    bottom.set(ylabel="(Data − model) / σ", xlabel=f"Wavelength in {spectra.frame} [Å]", xlim=window)
+    used = wave[good] if good.any() else wave
+    bottom.set(ylabel="(Data − model) / σ", xlabel=f"Wavelength in {spectra.frame} [Å]", xlim=window or (used[0], used[-1]))
+    in_view = model[(wave >= (window or used)[0]) & (wave <= (window or used)[-1])]
+    if np.isfinite(in_view).any(): top.set(ylim=(np.nanmin(in_view) - 0.1 * np.nanmax(in_view), 1.1 * np.nanmax(in_view)))
     top.legend(loc="lower right")
     return fig
 
@@ -551,9 +555,9 @@ def _summary(result: FitResult) -> str:
                                       + ", ".join(f"{name} {np.nanmedian(table[f'{name}_err'].value):.2g}" for name in result.parameter_names))
     return "\n".join(lines)
 
-# %% ../nbs/05_fitting.ipynb #e499c138
-def _admit(emulator: Any, spectra: Any, windows: Sequence | None, frame: str | None, velocity_range: tuple[float, float], least: int) -> tuple[Spectra, np.ndarray, np.ndarray]:
-    "Return the spectra in the emulator's medium, the usable pixels (n_spec, n_pix), and the flag (n_spec,) of those that cannot be fitted."
+# %% ../nbs/05_fitting.ipynb #c4611a55
+def _admit(emulator: Any, spectra: Any, windows: Sequence | None, frame: str | None, velocity_range: tuple[float, float], least: int) -> tuple[Spectra, np.ndarray, np.ndarray, slice]:
+    "Return the spectra in the emulator's medium, usable pixels (n_spec, n_pix), the flag (n_spec,) of spectra that cannot be fitted, and the range of pixels to look at."
     if not isinstance(spectra, Spectra): spectra = Spectra.from_object(spectra)
     if emulator.frame not in ("air", "vacuum"):
         raise SpectraError(f"the emulator does not say whether its wavelengths are in air or in vacuum (frame {emulator.frame!r}); set its frame")
@@ -568,9 +572,15 @@ def _admit(emulator: Any, spectra: Any, windows: Sequence | None, frame: str | N
     covered = good & (spectra.wave >= emulator.wave[0] * low) & (spectra.wave <= emulator.wave[-1] * high)
     n_good = covered.sum(1)
     flags = np.where(n_good == 0, FitFlag.BAD_INPUT.value, np.where(n_good < least, FitFlag.FEW_PIXELS.value, 0))
-    return spectra, good, flags
+    wanted = np.flatnonzero(covered.any(0))
+    return spectra, good, flags, slice(wanted[0], wanted[-1] + 1) if len(wanted) else slice(0, 0)
 
-# %% ../nbs/05_fitting.ipynb #ff384d22
+# %% ../nbs/05_fitting.ipynb #919d5bd3
+def _crop(spectra: Spectra, pixels: slice) -> Spectra:
+    "Keep a range of pixels."
+    return replace(spectra, wave=spectra.wave[..., pixels], flux=spectra.flux[:, pixels], ivar=spectra.ivar[:, pixels], mask=spectra.mask[:, pixels])
+
+
 def _known_velocity(velocity: Any, n_spec: int) -> np.ndarray | None:
     "Return the given velocities (n_spec,), km/s, or None where a range to search in is given."
     if isinstance(velocity, (tuple, list)):
@@ -639,7 +649,7 @@ def _result_table(emulator: Any, ids: Sequence[str], fitted: dict, names: tuple[
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in FitFlag})
     return table
 
-# %% ../nbs/05_fitting.ipynb #9d5f24a7
+# %% ../nbs/05_fitting.ipynb #fcaafaef
 def fit(
     emulator: Any,                         # an `Emulator`
     spectra: Any,                          # `Spectra`, or an object like those of specutils
@@ -673,19 +683,21 @@ def fit(
     n_term = 0 if continuum is None else continuum.order + 1
     least = 2 * (len(names) + n_term) + 10
     span = tuple(map(float, velocity)) if known is None else (float(known.min()) - 1, float(known.max()) + 1)
-    spectra, good, flags = _admit(emulator, spectra, windows, frame, span, least)
+    spectra, good, flags, pixels = _admit(emulator, spectra, windows, frame, span, least)
     use = np.flatnonzero(flags == 0)
     fitted = {}
     if len(use):
-        known = None if known is None else known[use]
-        setup = _make_setup(emulator, spectra[use], replace(plan, fixed=plan.fixed[use]), line_spread, known, span, use_emulator_error, robust, poor_chi2, starts)
+        known, part = None if known is None else known[use], _crop(spectra[use], pixels)
+        setup = _make_setup(emulator, part, replace(plan, fixed=plan.fixed[use]), line_spread, known, span, use_emulator_error, robust, poor_chi2, starts)
         chunk = chunk or (32 if setup.observer.device.type == "cpu" else 1024)
         with tqdm(total=len(use), desc="fit", unit="star", disable=not progress) as bar:
-            fitted = _fit_rows(setup, spectra[use], good[use], continuum, chunk, least, bar)
+            fitted = _fit_rows(setup, part, good[use][:, pixels], continuum, chunk, least, bar)
     shapes = dict(labels=len(plan.names), covariance=(len(names),) * 2, velocity=(), chi2=(), level=n_term)
     everything = {name: np.full((n_spec, *np.atleast_1d(shape).astype(int)), np.nan) if shape != () else np.full(n_spec, np.nan) for name, shape in shapes.items()}
     everything |= dict(dof=np.zeros(n_spec, int), flags=flags.copy(), good=np.zeros(good.shape, bool))
-    for name, values in fitted.items(): everything[name][use] = values
+    for name, values in fitted.items():
+        if name == "good": everything[name][use, pixels] = values
+        else: everything[name][use] = values
     table = _result_table(emulator, spectra.ids, everything, names)
     return FitResult(table, everything["covariance"], names, spectra, everything["good"], everything["level"],
-                     dict(emulator=emulator, line_spread=line_spread, continuum=continuum))
+                     dict(emulator=emulator, line_spread=line_spread, continuum=continuum, pixels=pixels))

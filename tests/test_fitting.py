@@ -137,6 +137,19 @@ def test_own_grid_per_star(emulator):
     np.testing.assert_allclose(values(fit(emulator, own, **OPTIONS)), values(fit(emulator, shared, **OPTIONS)), rtol=1e-6)
 
 
+def test_pixels_beyond_the_emulator_cost_and_change_nothing(emulator):
+    """A spectrum from 4000 to 7000 Å is fitted like its part that the emulator knows."""
+    part = observe(emulator, STAR, [20.0], [60.0])
+    wave = np.r_[np.arange(4000.0, 5300.0, 0.5), PIXELS, np.arange(5430.0, 7000.0, 0.5)]
+    flux, ivar = np.ones((1, len(wave))), np.ones((1, len(wave)))
+    inside = (wave >= PIXELS[0]) & (wave <= PIXELS[-1])
+    flux[:, inside], ivar[:, inside] = part.flux, part.ivar
+    whole = fit(emulator, Spectra(wave, flux, ivar, frame="air"), velocity=(-300, 300), **OPTIONS)
+    np.testing.assert_allclose(values(whole), values(fit(emulator, part, velocity=(-300, 300), **OPTIONS)), rtol=1e-5)
+    assert whole.good.shape == flux.shape and not whole.good[:, ~inside].any()
+    assert np.isfinite(whole.model_flux(0)[whole.good[0]]).all() and np.isnan(whole.model_flux(0)[:100]).all()
+
+
 def test_sigmoid_output_needs_no_other_fit():
     emulator = AnalyticEmulator("sigmoid")
     result = fit(emulator, observe(emulator, STAR, [-70.0], [200.0]), **OPTIONS)
