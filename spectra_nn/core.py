@@ -6,11 +6,12 @@
 __all__ = ['SPEED_OF_LIGHT', 'SpectraError', 'nearest_name', 'vacuum_to_air', 'air_to_vacuum', 'log_grid', 'Spectra',
            'stack_spectra', 'atomic_write', 'read_npz', 'asset']
 
-# %% ../nbs/00_core.ipynb #e7be0c5e
+# %% ../nbs/00_core.ipynb #d43837cb
 import difflib
 import errno
 import os
 import secrets
+import stat
 import shutil
 import zipfile
 import zlib
@@ -416,7 +417,7 @@ def _same(a: Any, b: Any) -> bool:
     "Compare two values of meta, arrays included."
     return a is b or np.array_equal(np.asarray(a), np.asarray(b))
 
-# %% ../nbs/00_core.ipynb #a271e2a1
+# %% ../nbs/00_core.ipynb #d94b5539
 @contextmanager
 def atomic_write(
     path: str | os.PathLike,  # the file to write; its folder is made if needed
@@ -429,6 +430,7 @@ def atomic_write(
         yield temporary
         if not temporary.exists():
             raise SpectraError(f"{final} was not written: nothing came into {temporary.name}. Did the writer choose another name or suffix?")
+        temporary.chmod(_mode(final))  # some writers make files that nobody else may read
         _flush_to_disk(temporary)
         os.replace(temporary, final)
         _flush_to_disk(final.parent)
@@ -441,7 +443,18 @@ def atomic_write(
         if temporary.exists():
             temporary.unlink()
 
-# %% ../nbs/00_core.ipynb #ab87b8cc
+# %% ../nbs/00_core.ipynb #b2ca1b42
+def _mode(path: Path) -> int:
+    "Return the permissions of a file, or those that a new one gets."
+    if path.exists():
+        return stat.S_IMODE(path.stat().st_mode)
+    probe = path.with_name(f".{secrets.token_hex(4)}.tmp")
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    return mode
+
+
 def _flush_to_disk(path: Path) -> None:
     "Wait until the contents of a file, or the names in a folder, have reached the disk."
     if path.is_dir() and os.name != "posix":

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['label_array', 'EmulatorInfo', 'SpectrumNetwork', 'Emulator', 'DomainWarning', 'predict', 'jacobian', 'check_domain',
            'emulator_error', 'describe', 'save_emulator', 'load_emulator', 'import_npz', 'fold', 'export_npz', 'Recipe',
-           'recipe_named', 'accuracy', 'train_emulator', 'calibrate', 'draw_labels', 'distil']
+           'recipe_named', 'accuracy', 'grid_digest', 'train_emulator', 'calibrate', 'draw_labels', 'distil']
 
 # %% ../nbs/03_emulator.ipynb #ebbdcbc9
 import datetime
@@ -293,19 +293,37 @@ def _header(emulator: Emulator) -> dict:
     return dict(format=_FORMAT, version=1, info=asdict(emulator.info), features=dict(teff=features.teff, physical=features.physical),
                 network=network, error_model_order=order, has_domain=emulator.training_domain is not None)
 
-# %% ../nbs/03_emulator.ipynb #d7adfcf0
+# %% ../nbs/03_emulator.ipynb #c7a21506
+_INTEGERS = {"weight": torch.int16, "network.weights": torch.int32}  # half the bytes, for an error near 1e-5 of the flux
+
+
+def _pack(tensors: dict[str, torch.Tensor]) -> None:
+    "Replace the large arrays by integers and the scale of each column."
+    for name, dtype in _INTEGERS.items():
+        if name in tensors:
+            tensors[f"{name}.scale"] = tensors[name].abs().amax(0).clamp_min(1e-30) / (torch.iinfo(dtype).max - 1)
+            tensors[name] = (tensors[name] / tensors[f"{name}.scale"]).round().to(dtype)
+
+
+def _unpack(tensors: dict[str, torch.Tensor]) -> None:
+    "Undo `_pack`."
+    for name in _INTEGERS:
+        if f"{name}.scale" in tensors:
+            scale = tensors.pop(f"{name}.scale")
+            tensors[name] = tensors[name].to(scale.dtype) * scale
+
+# %% ../nbs/03_emulator.ipynb #3a1a7314
 def save_emulator(
     emulator: Emulator,          # to be saved
     path: str | os.PathLike,     # of the file, by custom ending in .safetensors
-    compress: bool = False,      # last layer as 16-bit integers: half the size, for an error near 1e-5 of the flux
+    compress: bool = False,      # large arrays as integers: half the size, for an error near 1e-5 of the flux
 ) -> None:
     "Write an emulator to one file, atomically."
     from safetensors.torch import save_file
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in emulator.state_dict().items()}
     if compress:
-        tensors["weight.scale"] = tensors["weight"].abs().amax(0).clamp_min(1e-30) / 32767
-        tensors["weight"] = (tensors["weight"] / tensors["weight.scale"]).round().to(torch.int16)
+        _pack(tensors)
     tensors["wave"] = torch.from_numpy(emulator.wave)
     if (domain := emulator.training_domain) is not None:
         tensors |= {f"domain.{k}": torch.from_numpy(np.ascontiguousarray(getattr(domain, k))) for k in ("lower", "upper", "normals", "offsets")}
@@ -354,9 +372,10 @@ def load_emulator(
     except (KeyError, TypeError, RuntimeError) as e:
         raise SpectraError(f"{path} has a header that does not match its arrays ({e})") from e
 
-# %% ../nbs/03_emulator.ipynb #0e507dcc
+# %% ../nbs/03_emulator.ipynb #0d68654c
 def _assemble(header: dict, tensors: dict[str, torch.Tensor]) -> Emulator:
     "Build an emulator from what `_read_safetensors` found."
+    _unpack(tensors)
     info = EmulatorInfo(**header["info"])
     zero, one = np.zeros(len(info.label_names)), np.ones(len(info.label_names))
     features = LabelFeatures(info.label_names, zero, one, **header["features"])
@@ -373,7 +392,6 @@ def _assemble(header: dict, tensors: dict[str, torch.Tensor]) -> Emulator:
         domain = TrainingDomain(info.label_names, *(tensors.pop(f"domain.{k}").numpy() for k in ("lower", "upper", "normals", "offsets")))
     if header["error_model_order"] is not None:
         model = ErrorModel(tensors.pop("error.pixel").numpy(), tensors.pop("error.coefficients").numpy(), header["error_model_order"])
-    tensors["weight"] = tensors["weight"].float() * tensors.pop("weight.scale", 1.0)
     emulator = Emulator(features, network, tensors["weight"], tensors["bias"], tensors.pop("wave").numpy(), info, domain, model)
     emulator.load_state_dict(tensors, strict=True)
     return emulator
@@ -599,14 +617,22 @@ def accuracy(
     return dict(mse=float(np.mean(np.square(difference, dtype=np.float64))), mae=float(difference.mean(dtype=np.float64)), median_abs=float(p50),
                 p95=float(p95), p99=float(p99), n_spec=len(true))
 
-# %% ../nbs/03_emulator.ipynb #045e28f8
-def _provenance(grid: SpectralGrid, recipe: Recipe, held_out: float, seed: int, history: History) -> dict:
-    "Where an emulator comes from, for its header."
-    digest = hashlib.sha256("\n".join(grid.file_names).encode() + np.ascontiguousarray(grid.labels).tobytes()).hexdigest()
-    return dict(recipe=asdict(recipe), date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                training_set=dict(n_spec=len(grid), digest=digest, held_out=held_out, seed=seed), seconds=round(history.seconds, 1), stopped=history.stopped)
+# %% ../nbs/03_emulator.ipynb #24675633
+def grid_digest(
+    grid: SpectralGrid,  # with names and labels
+) -> str:                # hexadecimal
+    "A fingerprint of a training set by which it is known again; the same for a grid in memory and in a file."
+    text = "\n".join(f"{name} {np.round(row, 4) + 0.0}" for name, row in zip(grid.file_names, grid.labels))
+    return hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../nbs/03_emulator.ipynb #152f3171
+# %% ../nbs/03_emulator.ipynb #5f389e36
+def _provenance(grid: SpectralGrid, unseen: Sequence[str], recipe: Recipe, held_out: float, seed: int, history: History) -> dict:
+    "Where an emulator comes from, for its header; `unseen` are the names of the spectra held out."
+    names = list(unseen) if len(unseen) <= 1000 else []
+    return dict(recipe=asdict(recipe), date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                training_set=dict(n_spec=len(grid), digest=grid_digest(grid), held_out=held_out, seed=seed, held_out_names=names), seconds=round(history.seconds, 1), stopped=history.stopped)
+
+# %% ../nbs/03_emulator.ipynb #b65a1ca9
 def train_emulator(
     grid: SpectralGrid,              # spectra and labels
     recipe: str | Recipe = "kernel", # 'kernel' (default), 'dense', 'payne', 'kovalev', 'one_payne', or a `Recipe`
@@ -631,7 +657,7 @@ def train_emulator(
     else:
         train_dense = _train_on_basis if recipe.n_basis else _train_on_pixels
         network, weight, bias, history = train_dense(recipe, features, training, valid, **options)
-    provenance = _provenance(grid, recipe, held_out, seed, history) | ({"origin": origin} if origin else {})
+    provenance = _provenance(grid, valid.file_names, recipe, held_out, seed, history) | ({"origin": origin} if origin else {})
     info = EmulatorInfo(grid.label_names, grid.label_units, grid.frame, grid.settings.get("resolution"), recipe.output, provenance=provenance)
     emulator = Emulator(features, network, weight, bias, grid.wave, info, fit_domain(grid.label_names, training.labels))
     emulator = calibrate(emulator, valid)
