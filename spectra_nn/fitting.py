@@ -504,7 +504,7 @@ def _model_flux(result: FitResult, row: int) -> np.ndarray:
     model[pixels] = seen if continuum is None else seen * (continuum.basis(wave[pixels]) @ result.level[row])
     return model
 
-# %% ../nbs/05_fitting.ipynb #5c3f6117
+# %% ../nbs/05_fitting.ipynb #c09a21c9
 def _plot(result: FitResult, row: int, window: tuple[float, float] | None):
     "Draw one fit."
     import matplotlib.pyplot as plt
@@ -528,6 +528,8 @@ def _plot(result: FitResult, row: int, window: tuple[float, float] | None):
     used = wave[good] if good.any() else wave
     bottom.set(ylabel="(Data − model) / σ", xlabel=f"Wavelength in {spectra.frame} [Å]", xlim=window or (used[0], used[-1]))
     in_view = model[(wave >= (window or used)[0]) & (wave <= (window or used)[-1])]
+    apart = np.abs((flux - model) * np.sqrt(ivar))[good & (wave >= (window or used)[0]) & (wave <= (window or used)[-1])]
+    if len(apart): bottom.set(ylim=np.array([-1.3, 1.3]) * max(4., np.nanpercentile(apart, 99)))
     if np.isfinite(in_view).any(): top.set(ylim=(np.nanmin(in_view) - 0.1 * np.nanmax(in_view), 1.1 * np.nanmax(in_view)))
     top.legend(loc="lower right")
     return fig

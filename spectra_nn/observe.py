@@ -16,7 +16,7 @@ from .resample import gaussian_kernel
 __all__ = ['spline_coefficients', 'log_doppler', 'sample_spline', 'shift', 'LineSpread', 'Continuum', 'Observer',
            'ObservedEmulator']
 
-# %% ../nbs/04_observe.ipynb #f1525194
+# %% ../nbs/04_observe.ipynb #0bbc13d2
 _QUINTIC = torch.tensor([  # weight of the coefficients at -2 … 3 pixels (columns) as polynomials of the fraction (rows: powers 0 … 5)
     [1., 26., 66., 26., 1., 0.],
     [-5., -50., 0., 50., 5., 0.],
@@ -28,7 +28,8 @@ _QUINTIC = torch.tensor([  # weight of the coefficients at -2 … 3 pixels (colu
 
 def _spline_weights(fraction: Tensor) -> tuple[Tensor, Tensor]:
     "Return the six weights (..., 6) at `fraction` (...) of a pixel past the third coefficient, and their derivatives."
-    powers = fraction[..., None] ** torch.arange(6, device=fraction.device, dtype=fraction.dtype)
+    square = fraction * fraction
+    powers = torch.stack([torch.ones_like(fraction), fraction, square, square * fraction, square * square, square * square * fraction], -1)
     table = _QUINTIC.to(fraction)
     slopes = table[1:] * torch.arange(1, 6, device=table.device, dtype=table.dtype)[:, None]
     return powers @ table, powers[..., :5] @ slopes
