@@ -697,7 +697,7 @@ def draw_labels(
             raise SpectraError(f"only {sum(map(len, found))} of {tried} labels drawn from the box are inside the domain; it is too thin to be filled this way")
     return np.concatenate(found)[:n]
 
-# %% ../nbs/03_emulator.ipynb #da122aab
+# %% ../nbs/03_emulator.ipynb #f3717519
 def distil(
     emulator: Emulator,             # teacher
     recipe: str | Recipe = "dense", # of the pupil, a dense network
@@ -717,5 +717,16 @@ def distil(
         flux = flux.clip(0, 1)
     names = tuple(str(i) for i in range(n_spec))
     lesson = SpectralGrid(emulator.wave, flux, labels, emulator.label_names, label_units=emulator.label_units, file_names=names, frame=emulator.frame)
-    pupil, _ = train_emulator(lesson, recipe, seed=seed, progress=progress, held_out=0.05, origin=f"taught by: {emulator.info.provenance.get('origin', 'an emulator')}")
+    pupil, _ = train_emulator(lesson, recipe, seed=seed, progress=progress, held_out=0.05)
+    known = emulator.info.provenance
+    pupil.info.provenance.update(origin=f"taught by: {known.get('origin', 'an emulator')}", training_set=known.get("training_set", {}))
     return pupil
+
+# %% ../nbs/03_emulator.ipynb #181b58ee
+def __getattr__(name: str) -> Any:
+    "Find `validate` and its plots here too; they are loaded when first asked for."
+    if name in ("validate", "plot_recovery", "plot_pixel_error", "suggest_labels"):
+        import importlib
+
+        return getattr(importlib.import_module("spectra_nn.validation"), name)
+    raise AttributeError(f"module 'spectra_nn.emulator' has no attribute {name!r}")
