@@ -12,13 +12,15 @@ from importlib import import_module as _import_module
 # module -> the names that `spectra_nn` itself offers from it
 _NAMES = {
     "core": ("Spectra", "SpectraError", "air_to_vacuum", "asset", "log_grid", "vacuum_to_air"),
-    "resample": (),
+    "resample": ("broaden",),
     "data_prep": ("LabelScaler", "PrepReport", "SpectralGrid", "prepare_grid", "sample_labels"),
     "training": ("TrainConfig",),
     "least_squares": (),
     "networks": (),
-    "emulator": ("Emulator", "train_emulator"),
-    "observe": (),
+    "reliability": (),
+    "emulator": ("DomainWarning", "Emulator", "Recipe", "distil", "train_emulator"),
+    "validation": ("Validation", "plot_pixel_error", "plot_recovery", "suggest_labels", "validate"),
+    "observe": ("Observer",),
     "fitting": ("FitFlag", "FitResult", "fit"),
     "instruments": ("Instrument", "read_spectra"),
 }
