@@ -199,7 +199,7 @@ def _tensor(emulator: Emulator, labels) -> torch.Tensor:
     "User labels as a float64 tensor on the emulator's device."
     return torch.as_tensor(label_array(labels, emulator.label_names), dtype=torch.float64, device=emulator.weight.device)
 
-# %% ../nbs/03_emulator.ipynb #4d311b08
+# %% ../nbs/03_emulator.ipynb #4785c145
 def predict(
     emulator: Emulator,        # trained
     labels: Any,               # dict, Table or (n_spec, n_label) array; one star or many; Teff in K
@@ -215,9 +215,10 @@ def predict(
         worst = int(check.distance.argmax())
         warnings.warn(f"{(~check.inside).sum()} of {len(theta)} label sets are outside the training domain (row {worst} by {check.distance[worst]:.2g} "
                       f"of the range in {check.culprit[worst]}); the flux there is extrapolated", DomainWarning, stacklevel=3)
+    flux = np.empty((len(theta), len(emulator.wave[pixels])), np.float32)
     with torch.inference_mode():
-        parts = [emulator.last_layer(emulator.hidden(theta[i:i + chunk]), pixels).cpu() for i in range(0, len(theta), chunk)]
-    flux = torch.cat(parts).numpy() if parts else np.empty((0, len(emulator.wave[pixels])), np.float32)
+        for i in range(0, len(theta), chunk):
+            flux[i:i + chunk] = emulator.last_layer(emulator.hidden(theta[i:i + chunk]), pixels).cpu()
     if outside == "nan":
         flux[~check.inside] = np.nan
     return flux
