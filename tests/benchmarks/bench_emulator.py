@@ -60,9 +60,13 @@ def kovalev(train: SpectralGrid, valid: SpectralGrid, minutes: float) -> list[tu
 
 
 def numpy_forward(labels: np.ndarray, width: int, n_pix: int) -> float:
-    """Spectra per second of the usual NumPy forward pass of a 300-300 network, one star at a time."""
+    """Spectra per second of the usual NumPy forward pass of a 300-300 network, one star at a time.
+
+    The weights are float32, as in the files. The labels are float64 where they come straight out of the scaling, as in the
+    published code: einsum then computes in float64.
+    """
     rng = np.random.default_rng(0)
-    layers = [(rng.normal(size=shape).astype(np.float32), rng.normal(size=shape[0]).astype(np.float32))
+    layers = [(0.05 * rng.normal(size=shape).astype(np.float32), rng.normal(size=shape[0]).astype(np.float32))
               for shape in ((width, labels.shape[1]), (width, width), (n_pix, width))]
     start = time.perf_counter()
     for x in labels:
@@ -97,9 +101,12 @@ def main() -> None:
     for _ in range(3):
         start = time.perf_counter()
         emulator.predict(labels, outside="ignore")
-        turns.append((len(labels) / (time.perf_counter() - start), numpy_forward((valid.labels[:150] / 1e4).astype(np.float32), 300, len(grid.wave))))
-    ours, peer = np.median(turns, axis=0)
+        mine = len(labels) / (time.perf_counter() - start)
+        scaled = (valid.labels[:100] - valid.labels.min(0)) / np.ptp(valid.labels, axis=0) - 0.5
+        turns.append((mine, numpy_forward(scaled, 300, len(grid.wave)), numpy_forward(scaled.astype(np.float32), 300, len(grid.wave))))
+    ours, peer, single = np.median(turns, axis=0)
     report(name="predict in batches, against einsum one by one", value=round(ours), unit="spectra/s", peer=round(peer), ratio=round(ours / peer, 1), target=">= 20")
+    report(name="the same, had the peer cast its labels to float32", value=round(ours), unit="spectra/s", peer=round(single), ratio=round(ours / single, 1))
 
     curve = kovalev(train, valid, MINUTES)
     reached = min(mse for _, mse in curve)
