@@ -323,7 +323,31 @@ def leave_one_out_loss(
     left = (inverse @ c) / inverse.diagonal()[:, None]
     return left.square().sum(1).sqrt().mean().log()
 
-# %% ../nbs/02b_networks.ipynb #7ba03573
+# %% ../nbs/02b_networks.ipynb #ff62d375
+def _solve_subset(
+    network: KernelNetwork,  # trained
+    w: torch.Tensor,         # (n, d) warped features of all spectra
+    c: torch.Tensor,         # (n, k) their coefficients
+    order: torch.Tensor,     # (n,) rows, the centres first
+    n_centre: int,           # how many of them are centres
+) -> tuple[torch.Tensor, torch.Tensor]:  # left-out rows and residuals
+    "Fit all spectra with the kernels of some; never holds the whole kernel matrix."
+    centres, others = w[order[:n_centre]], order[n_centre:][:4000]
+    factor = torch.linalg.cholesky(_regularised(network, centres))
+    noise = (torch.exp(network.log_noise) + 1e-8) * torch.exp(network.log_amplitude).sum()
+    gram, right = noise * torch.eye(n_centre, dtype=w.dtype, device=w.device), torch.zeros(n_centre, c.shape[1], dtype=w.dtype, device=w.device)
+    for i in range(0, len(w), 4096):
+        rows = torch.linalg.solve_triangular(factor, kernel_matrix(network, centres, w[i:i + 4096]), upper=False)
+        gram += rows @ rows.T
+        right += rows @ c[i:i + 4096]
+    normal = torch.linalg.cholesky(gram)
+    z = torch.cholesky_solve(right, normal)
+    network.centres, network.weights = centres, torch.linalg.solve_triangular(factor.T, z, upper=True)
+    rows = torch.linalg.solve_triangular(factor, kernel_matrix(network, centres, w[others]), upper=False)
+    leverage = torch.linalg.solve_triangular(normal, rows, upper=False).square().sum(0)
+    return others, (rows.T @ z - c[others]) / (1 - leverage)[:, None]
+
+# %% ../nbs/02b_networks.ipynb #00dee504
 @torch.no_grad()
 def solve_kernel(
     network: KernelNetwork,  # trained; its centres and weights are replaced
@@ -334,17 +358,9 @@ def solve_kernel(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # rows (m,) of spectra and (m, k) predicted minus true coefficients, each left out in turn
     "Fill in the weights of a kernel network and say how well it predicts spectra that it has not seen."
     w = warp(network, x)
-    if len(x) <= n_centre:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(_regularised(network, w)))
-        network.centres, network.weights = w, inverse @ c
-        return torch.arange(len(x), device=x.device), -network.weights / inverse.diagonal()[:, None]
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
-    centres, others = w[order[:n_centre]], order[n_centre:]
-    factor = torch.linalg.cholesky(_regularised(network, centres))
-    rows = torch.linalg.solve_triangular(factor, kernel_matrix(network, centres, w), upper=False)
-    noise = (torch.exp(network.log_noise) + 1e-8) * torch.exp(network.log_amplitude).sum()
-    normal = torch.linalg.cholesky(rows @ rows.T + noise * torch.eye(n_centre, dtype=w.dtype, device=w.device))
-    z = torch.cholesky_solve(rows @ c, normal)
-    network.centres, network.weights = centres, torch.linalg.solve_triangular(factor.T, z, upper=True)
-    leverage = torch.linalg.solve_triangular(normal, rows[:, others], upper=False).square().sum(0)
-    return others, (rows[:, others].T @ z - c[others]) / (1 - leverage)[:, None]
+    if len(x) > n_centre:
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
+        return _solve_subset(network, w, c, order, n_centre)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(_regularised(network, w)))
+    network.centres, network.weights = w, inverse @ c
+    return torch.arange(len(x), device=x.device), -network.weights / inverse.diagonal()[:, None]
