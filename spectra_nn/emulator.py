@@ -356,7 +356,7 @@ def _read_safetensors(
         raise SpectraError(f"{path} holds values that are not finite in {', '.join(broken)}; it is damaged or its training diverged")
     return header, tensors
 
-# %% ../nbs/03_emulator.ipynb #1c70cfef
+# %% ../nbs/03_emulator.ipynb #8aa2e97b
 def load_emulator(
     path: str | os.PathLike,  # .safetensors of ours, or .npz of the Payne family
     **options: Any,           # for npz files that lack them: wave, label_names, frame, resolution
@@ -370,7 +370,7 @@ def load_emulator(
     header, tensors = _read_safetensors(path)
     try:
         return _assemble(header, tensors)
-    except (KeyError, TypeError, RuntimeError) as e:
+    except (KeyError, TypeError, ValueError, RuntimeError) as e:
         raise SpectraError(f"{path} has a header that does not match its arrays ({e})") from e
 
 # %% ../nbs/03_emulator.ipynb #0d68654c

@@ -157,7 +157,7 @@ def _row_slices(
     step = max(1, budget // (4 * n_pix))
     return [slice(i, i + step) for i in range(0, n_row, step)]
 
-# %% ../nbs/02b_networks.ipynb #fb2b4347
+# %% ../nbs/02b_networks.ipynb #928474e6
 def fit_basis(
     flux: np.ndarray,      # (n_spec, n_pix) spectra, array or memory map
     n_basis: int = 250,    # eigenspectra to keep; fewer if there are not as many spectra
@@ -168,6 +168,8 @@ def fit_basis(
     n_spec, n_pix = flux.shape
     slices = _row_slices(n_spec, n_pix)
     mean = (sum(flux[s].sum(0, dtype=np.float64) for s in slices) / n_spec).astype(np.float32)
+    if not np.isfinite(mean).all():
+        raise SpectraError(f"{(~np.isfinite(mean)).sum()} of {n_pix} pixels are NaN or infinite in some spectrum; prepare_grid leaves such spectra out")
 
     def centred(s: slice) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(flux[s], dtype=np.float32) - mean)
@@ -206,7 +208,7 @@ def _matern_slope(square: torch.Tensor) -> torch.Tensor:
     s = torch.sqrt(5 * square.clamp_min(0))
     return torch.exp(-s).mul_(s.add_(1)).mul_(-5 / 6)
 
-# %% ../nbs/02b_networks.ipynb #b85a1c2c
+# %% ../nbs/02b_networks.ipynb #d4d36961
 class KernelNetwork(nn.Module):
     """One hidden unit per training spectrum, with a kernel that is a sum over elements in a warped label space.
 
@@ -241,6 +243,8 @@ class KernelNetwork(nn.Module):
         empty = torch.zeros(0, n_feature, dtype=torch.float64)
         self.register_buffer("centres", empty if centres is None else centres)
         self.register_buffer("weights", torch.zeros(0, 1, dtype=torch.float64) if weights is None else weights)
+        if self.centres.shape != (len(self.weights), n_feature):
+            raise SpectraError(f"{tuple(self.centres.shape)} centres do not go with {len(self.weights)} weights and {n_feature} features")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         "Coefficients (n, k) for features `x` (n, d)."
