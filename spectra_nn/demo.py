@@ -32,7 +32,7 @@ from .observe import Continuum, LineSpread, Observer
 from .training import TrainConfig
 from .validation import label_title, plot_error_depth, plot_pixel_error, plot_recovery, recovery_statistics, validate
 
-# %% ../nbs/11a_demo.ipynb #b5f1c5ac
+# %% ../nbs/11a_demo.ipynb #5fe34058
 @dataclass(frozen=True)
 class Table:
     """A table of a report.
@@ -48,7 +48,7 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
-
+# %% ../nbs/11a_demo.ipynb #4765bf41
 @dataclass(frozen=True)
 class Chapter:
     """A chapter of a report.
@@ -167,7 +167,7 @@ def unpack_spectra(
         archive.extractall(folder, filter="data")
     return Path(folder) / "hr10_specs"
 
-# %% ../nbs/11a_demo.ipynb #d13c960f
+# %% ../nbs/11a_demo.ipynb #4d3bd1a0
 class Mock(NamedTuple):
     """Made observations and what is behind them.
 
@@ -182,7 +182,7 @@ class Mock(NamedTuple):
     labels: np.ndarray
     velocity: np.ndarray
 
-
+# %% ../nbs/11a_demo.ipynb #99a1826e
 def mock_observations(
     grid: SpectralGrid,            # with the spectra to be observed
     snr: float,                    # signal to noise per pixel
@@ -211,7 +211,7 @@ def unseen(
     held_out = set(emulator.info.provenance["training_set"]["held_out_names"])
     return np.flatnonzero([name in held_out for name in grid.file_names])
 
-# %% ../nbs/11a_demo.ipynb #4dcfe2a7
+# %% ../nbs/11a_demo.ipynb #d67b8536
 class Agreement(NamedTuple):
     """How fitted values compare with known ones.
 
@@ -231,7 +231,7 @@ class Agreement(NamedTuple):
     error: float
     pull: float
 
-
+# %% ../nbs/11a_demo.ipynb #559eec8f
 def agreement(
     result: FitResult,                # fits
     known: Mapping[str, np.ndarray],  # {column of the table: (n_spec,) known values}
@@ -291,7 +291,7 @@ def plot_agreement(
         axes[0, -1].legend()
     return figure
 
-# %% ../nbs/11a_demo.ipynb #5fa7bae1
+# %% ../nbs/11a_demo.ipynb #96d05f8e
 class RealStars(NamedTuple):
     """Observed stars with labels from the literature.
 
@@ -310,14 +310,14 @@ class RealStars(NamedTuple):
     label_names: tuple[str, ...]
     names: np.ndarray
 
-
+# %% ../nbs/11a_demo.ipynb #8ecd0329
 def real_stars() -> RealStars:  # MILES stars of 3500 to 7500 K
     "The observed stars that the package ships."
     arrays = read_npz(asset("miles_stars.npz"), required=("wave", "flux", "labels", "label_names", "names"))
     return RealStars(arrays["wave"], arrays["flux"].astype(np.float64), arrays["labels"].astype(np.float64),
                      tuple(str(name) for name in arrays["label_names"]), arrays["names"])
 
-
+# %% ../nbs/11a_demo.ipynb #54a27224
 def flattened(
     stars: RealStars,  # observed
     order: int = 6,    # of the polynomial
