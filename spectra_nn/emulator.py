@@ -49,7 +49,7 @@ def label_array(
         raise SpectraError(f"labels have shape {np.shape(labels)}; expected (n_spec, {len(label_names)}) in the order {', '.join(label_names)}")
     return array
 
-# %% ../nbs/03_emulator.ipynb #d030fa96
+# %% ../nbs/03_emulator.ipynb #fb933f0c
 _UNITS = {"teff": "K", "logg": "dex(cm / s2)", "vmic": "km / s", "vmac": "km / s", "vsini": "km / s"}
 
 
@@ -59,14 +59,22 @@ class EmulatorInfo:
 
     Parameters
     ----------
-    label_names : labels in the order of the network.
-    label_units : their units, as astropy writes them; by default K for teff, km / s for velocities, dex else.
-    frame : 'air' or 'vacuum', the frame of the wavelengths.
-    resolution : resolving power of the spectra; None for that of the synthesis, practically infinite.
-    output_activation : 'identity' or 'sigmoid', applied to the last layer.
-    normalisation : how the flux is normalised.
-    provenance : where it comes from: recipe, training set, package version, date, origin.
-    metrics : accuracy on spectra that were held out.
+    label_names
+        labels in the order of the network.
+    label_units
+        their units, as astropy writes them; by default K for teff, km / s for velocities, dex else.
+    frame
+        'air' or 'vacuum', the frame of the wavelengths.
+    resolution
+        resolving power of the spectra; None for that of the synthesis, practically infinite.
+    output_activation
+        'identity' or 'sigmoid', applied to the last layer.
+    normalisation
+        how the flux is normalised.
+    provenance
+        where it comes from: recipe, training set, package version, date, origin.
+    metrics
+        accuracy on spectra that were held out.
     """
 
     label_names: tuple[str, ...]
@@ -86,16 +94,20 @@ class EmulatorInfo:
             if value not in known:
                 raise SpectraError(f"{name} is {value!r}; expected one of {known}")
 
-# %% ../nbs/03_emulator.ipynb #73dc51b0
+# %% ../nbs/03_emulator.ipynb #96e25d95
 class SpectrumNetwork(nn.Module):
     """Labels → flux, as act(hidden(labels) @ weight.T + bias).
 
     Parameters
     ----------
-    features : `LabelFeatures`, labels to network inputs.
-    network : `DenseNetwork` or `KernelNetwork`, inputs to hidden values.
-    weight, bias : (n_pix, k) and (n_pix,) last layer, float32.
-    output_activation : 'identity' or 'sigmoid'.
+    features
+        `LabelFeatures`, labels to network inputs.
+    network
+        `DenseNetwork` or `KernelNetwork`, inputs to hidden values.
+    weight, bias
+        (n_pix, k) and (n_pix,) last layer, float32.
+    output_activation
+        'identity' or 'sigmoid'.
     """
 
     def __init__(self, features: LabelFeatures, network: nn.Module, weight, bias, output_activation: str = "identity"):
@@ -124,16 +136,16 @@ class SpectrumNetwork(nn.Module):
         "(n, n_pix) flux for labels (n, n_label)."
         return self.last_layer(self.hidden(labels))
 
-# %% ../nbs/03_emulator.ipynb #3b8298b7
+# %% ../nbs/03_emulator.ipynb #2b347f8f
 class Emulator(SpectrumNetwork):
     """A network of spectra that knows its wavelengths, its labels, its domain and its error; labels in user units, Teff in K.
 
     Parameters
     ----------
-    features, network, weight, bias : see `SpectrumNetwork`.
-    wave : (n_pix,) wavelengths in Å.
-    info : `EmulatorInfo`.
-    domain, error_model : `TrainingDomain` and `ErrorModel`, or None where unknown.
+    features, network, weight, bias
+        see `SpectrumNetwork`.
+    wave, info, domain, error_model
+        (n_pix,) Å; `EmulatorInfo`; `TrainingDomain` and `ErrorModel`, or None where unknown.
     """
 
     def __init__(self, features: LabelFeatures, network: nn.Module, weight, bias, wave, info: EmulatorInfo,
@@ -488,20 +500,27 @@ def export_npz(
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
-# %% ../nbs/03_emulator.ipynb #7c25dd2e
+# %% ../nbs/03_emulator.ipynb #b0a912dc
 @dataclass(frozen=True)
 class Recipe:
     """How an emulator is built and trained.
 
     Parameters
     ----------
-    kind : 'kernel' (a `KernelNetwork`) or 'dense' (a `DenseNetwork`).
-    n_basis : eigenspectra that the network speaks in; 0 trains on pixels.
-    n_centre, n_warp : hidden units and size of the warp of a kernel network.
-    widths, activation, residual : of a dense network.
-    output : 'identity', or 'sigmoid' to keep the flux between 0 and 1 (on pixels only).
-    physical : use 5040/Teff and [X/H] as features.
-    train : `TrainConfig` of the run.
+    kind
+        'kernel' (a `KernelNetwork`) or 'dense' (a `DenseNetwork`).
+    n_basis
+        eigenspectra that the network speaks in; 0 trains on pixels.
+    n_centre, n_warp
+        hidden units and size of the warp of a kernel network.
+    widths, activation, residual
+        of a dense network.
+    output
+        'identity', or 'sigmoid' to keep the flux between 0 and 1 (on pixels only).
+    physical
+        use 5040/Teff and [X/H] as features.
+    train
+        `TrainConfig` of the run.
     """
 
     kind: str = "kernel"

@@ -29,16 +29,20 @@ def _feature_mix(
                 mix[i, list(label_names).index("feh")] = 1.0
     return mix
 
-# %% ../nbs/02b_networks.ipynb #5645b1b4
+# %% ../nbs/02b_networks.ipynb #404605ef
 class LabelFeatures(nn.Module):
     """Labels in user units → features of order one, with exact derivatives.
 
     Parameters
     ----------
-    label_names : names of the labels, in the order of the columns; `teff` (K), `feh` and names ending in `_Fe` are known.
-    minimum, maximum : (n_label,) range of the *features* over the training set.
-    teff : how temperature enters: `'inverse'` 5040 K/Teff, `'kK'` Teff/1000, `'K'` as it is.
-    physical : turn [X/Fe] into [X/H].
+    label_names
+        names of the labels, in the order of the columns; `teff` (K), `feh` and names ending in `_Fe` are known.
+    minimum, maximum
+        (n_label,) range of the *features* over the training set.
+    teff
+        how temperature enters: `'inverse'` 5040 K/Teff, `'kK'` Teff/1000, `'K'` as it is.
+    physical
+        turn [X/Fe] into [X/H].
     """
 
     def __init__(self, label_names: Sequence[str], minimum, maximum, teff: str = "inverse", physical: bool = True):
@@ -100,18 +104,24 @@ def _activation(
         return a * slope, slope
     raise SpectraError(f"unknown activation {name!r}; expected silu, relu, leaky_relu or sigmoid")
 
-# %% ../nbs/02b_networks.ipynb #ce641442
+# %% ../nbs/02b_networks.ipynb #fc509e84
 class DenseNetwork(nn.Module):
     """A chain of linear layers with one activation between them, the last layer linear if `last` is given.
 
     Parameters
     ----------
-    n_in : number of features.
-    widths : neurons of each hidden layer, e.g. (300, 300).
-    last : numbers that come out through a final linear layer; None ends at the last hidden layer.
-    activation : 'silu', 'relu', 'leaky_relu' or 'sigmoid'.
-    residual : add a hidden layer's input to its output where their widths agree.
-    seed : of the initial weights.
+    n_in
+        number of features.
+    widths
+        neurons of each hidden layer, e.g. (300, 300).
+    last
+        numbers that come out through a final linear layer; None ends at the last hidden layer.
+    activation
+        'silu', 'relu', 'leaky_relu' or 'sigmoid'.
+    residual
+        add a hidden layer's input to its output where their widths agree.
+    seed
+        of the initial weights.
     """
 
     def __init__(self, n_in: int, widths: Sequence[int], last: int | None = None, activation: str = "silu",
@@ -208,18 +218,24 @@ def _matern_slope(square: torch.Tensor) -> torch.Tensor:
     s = torch.sqrt(5 * square.clamp_min(0))
     return torch.exp(-s).mul_(s.add_(1)).mul_(-5 / 6)
 
-# %% ../nbs/02b_networks.ipynb #d4d36961
+# %% ../nbs/02b_networks.ipynb #c5c72728
 class KernelNetwork(nn.Module):
     """One hidden unit per training spectrum, with a kernel that is a sum over elements in a warped label space.
 
     Parameters
     ----------
-    n_feature : features per spectrum.
-    own : columns (abundances) that get a term of their own beside the term of all features.
-    n_warp : hidden units of the warp.
-    centres : (n_centre, n_feature) warped training features, and
-    weights : (n_centre, k) their weights; empty until `solve_kernel` fills them.
-    seed : of the initial warp.
+    n_feature
+        features per spectrum.
+    own
+        columns (abundances) that get a term of their own beside the term of all features.
+    n_warp
+        hidden units of the warp.
+    centres
+        (n_centre, n_feature) warped training features, and
+    weights
+        (n_centre, k) their weights; empty until `solve_kernel` fills them.
+    seed
+        of the initial warp.
     """
 
     def __init__(self, n_feature: int, own: Sequence[int] = (), n_warp: int = 32, centres=None, weights=None, seed: int = 0):

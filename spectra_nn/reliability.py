@@ -16,32 +16,39 @@ import torch
 
 from .core import SpectraError
 
-# %% ../nbs/02c_reliability.ipynb #42109c26
+# %% ../nbs/02c_reliability.ipynb #7d6d2c81
 class DomainCheck(NamedTuple):
     """Where labels lie with respect to the training set.
 
     Parameters
     ----------
-    inside : (n_spec,) True where the labels are inside all pairwise hulls.
-    distance : (n_spec,) how far outside, in units of the labels' training ranges; 0 inside.
-    culprit : (n_spec,) the labels that violate the hull most, e.g. 'teff, logg'; '' inside.
+    inside
+        (n_spec,) True where the labels are inside all pairwise hulls.
+    distance
+        (n_spec,) how far outside, in units of the labels' training ranges; 0 inside.
+    culprit
+        (n_spec,) the labels that violate the hull most, e.g. 'teff, logg'; '' inside.
     """
 
     inside: np.ndarray
     distance: np.ndarray
     culprit: np.ndarray
 
-# %% ../nbs/02c_reliability.ipynb #51b8c5cd
+# %% ../nbs/02c_reliability.ipynb #ae4e6a24
 @dataclass(frozen=True)
 class TrainingDomain:
     """Half-planes n·(θ − lower)/(upper − lower) ≤ b that contain the training labels.
 
     Parameters
     ----------
-    label_names : names of the labels.
-    lower, upper : (n_label,) smallest and largest training value.
-    normals : (m, n_label) outward unit normals, in scaled labels.
-    offsets : (m,) b of each half-plane.
+    label_names
+        names of the labels.
+    lower, upper
+        (n_label,) smallest and largest training value.
+    normals
+        (m, n_label) outward unit normals, in scaled labels.
+    offsets
+        (m,) b of each half-plane.
     """
 
     label_names: tuple[str, ...]
@@ -98,16 +105,19 @@ def _quadratic(
         columns.append(x[:, i] * x[:, j])
     return torch.cat(columns, 1)
 
-# %% ../nbs/02c_reliability.ipynb #afc7ae1d
+# %% ../nbs/02c_reliability.ipynb #e8c9a7c6
 @dataclass(frozen=True)
 class ErrorModel:
     """1σ error of an emulator, per pixel and depending on the labels.
 
     Parameters
     ----------
-    pixel : (n_pix,) rms error of each pixel at a typical place in label space.
-    coefficients : (m,) of the polynomial q in the features.
-    order : of q; 2 if there were spectra enough to learn it, else 1 or 0.
+    pixel
+        (n_pix,) rms error of each pixel at a typical place in label space.
+    coefficients
+        (m,) of the polynomial q in the features.
+    order
+        of q; 2 if there were spectra enough to learn it, else 1 or 0.
     """
 
     pixel: np.ndarray
