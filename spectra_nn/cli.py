@@ -139,11 +139,11 @@ def _stamped(path: Path, what: str) -> Path:
 
     return path.with_name(f"{path.stem}_{what}_{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
 
-# %% ../nbs/12_cli.ipynb #c9149435
+# %% ../nbs/12_cli.ipynb #b6073f20
 def prep(
     folders: list[Path],                   # folder(s) with one spectrum per file
     *,
-    table: list[Path] | None = None,       # label table(s), csv/ECSV/FITS: one for all folders or one each; default: spectra_parameters.csv in each folder
+    table: Optional[names] = None,         # label table, csv/ECSV/FITS, for all folders, or one for each between commas; default: spectra_parameters.csv in each folder
     labels: Optional[names] = None,           # labels wanted, in this order, such as teff,logg,feh; A_Li is made from Li_Fe and feh; default: every column of numbers
     windows: windows,                      # wavelength range(s), Å, such as 5330-5430,5500-5619
     step: float | None = None,             # distance of pixels, Å; default: that of the files

@@ -405,7 +405,7 @@ def _prep_chapter(run: Run) -> tuple[Chapter, SpectralGrid]:
                run.figure("prep_spectra", grid.plot(), "Some of the spectra in the training set."))
     return Chapter("From raw files to a training set", str(report), text, figures, (Table("Rejected files", ("file", "reason"), tuple(bad)),)), grid
 
-# %% ../nbs/11a_demo.ipynb #6026b5a8
+# %% ../nbs/11a_demo.ipynb #709d02c9
 def _train_chapter(run: Run, grid: SpectralGrid) -> tuple[Chapter, Emulator]:
     "A training set to an emulator."
     recipe = Recipe(train=TrainConfig(steps=20 if run.quick else 150, minutes=0.8, batch_size=1000, learning_rate=0.08, check_every=10))
@@ -436,7 +436,7 @@ def _validation_chapter(run: Run, grid: SpectralGrid, emulator: Emulator) -> Cha
     The folder `validation` has all figures, a table of every number, and the labels; `spectra-nn validate emulator.safetensors grid.npz` writes the same."""
     figures = (run.figure("validation_recovery", plot_recovery(found, "feh"), "Labels recovered from noiseless spectra that the emulator has not seen; colours show [Fe/H]."),
                run.figure("validation_pixels", plot_pixel_error(found), "Error at each wavelength, above a spectrum of typical error."),
-               run.figure("validation_depth", plot_error_depth(found), "The error sits in the lines: weak ones are easy, strong ones are not."))
+               run.figure("validation_depth", plot_error_depth(found), "Error against the depth of the line that a pixel is in, and how many pixels there are of each depth."))
     table = Table("Labels recovered from noiseless spectra: actual minus recovered", ("", "bias", "standard deviation", "typical (68 %)"), cells)
     return Chapter("Validating it", f"Typical error of labels from a noiseless spectrum: {best}", text, figures, (table,))
 
@@ -465,10 +465,16 @@ def _built_in_chapter(run: Run, grid: SpectralGrid, small: Emulator) -> tuple[Ch
     table = Table("Built-in emulators", ("name", "labels", "range", "pixels", "median error", "spectra/s here", "origin"), tuple(rows))
     return Chapter("The built-in emulators", f"Trained on the full grid, the error is {gain:.1f} times smaller (rms)", text, (), (table,)), full, new
 
-# %% ../nbs/11a_demo.ipynb #283c3a39
+# %% ../nbs/11a_demo.ipynb #a4933cdb
 def _plot_one(result: FitResult) -> Any:
-    "The first fit without a flag, or the first."
-    return result.plot(int(np.argmin(result.flags > 0)))
+    "The middle one of the fits without a flag, or of all."
+    good = np.flatnonzero(result.flags == 0)
+    return result.plot(int(good[len(good) // 2]) if len(good) else len(result) // 2)
+
+
+def _flag_counts(flags: np.ndarray) -> str:
+    "How often each flag was raised."
+    return ", ".join(f"{flag.name} {count}" for flag in FitFlag if (count := int(((flags & flag.value) > 0).sum()))) or "none"
 
 
 def _synthetic_chapter(run: Run, grid: SpectralGrid, emulator: Emulator, rows: np.ndarray) -> Chapter:
@@ -484,18 +490,16 @@ def _synthetic_chapter(run: Run, grid: SpectralGrid, emulator: Emulator, rows: n
     by_name = {row.name: row for row in agreement(*fits["S/N 100"])}
     pulls = np.median([row.pull for result, known in fits.values() for row in agreement(result, known)])
     short = f"At S/N 100: Teff to {by_name['teff'].scatter:.0f} K, log g to {by_name['logg'].scatter:.2f}, [Fe/H] to {by_name['feh'].scatter:.3f} dex, velocity to {by_name['velocity'].scatter:.2f} km/s; median pull {pulls:.2f}"
-    flagged = fits["S/N 30"][0].flags
-    named = ", ".join(f"{flag.name} {count}" for flag in FitFlag if (count := int(((flagged & flag.value) > 0).sum()))) or "none"
     text = f"""{len(chosen)} spectra that `hr10_turbospectrum` has not seen are observed as the spectrograph GIRAFFE would: blurred to R = 19,800, moved by up to ±100 km/s, put on
     pixels of 0.1 Å, with noise. All {len(grid.label_names)} labels and the velocity are then fitted together, from {chosen.wave[-1] - chosen.wave[0]:.0f} Å of spectrum, together with a continuum of second order.
 
     The pull is the difference from the truth in units of the quoted error: 1 means that the errors are right, less that they are cautious. A label that a spectrum hardly knows, such as [C/Fe]
-    in a warm star, ends at the border of its range, and the fit says so in its flags (at S/N 30: {named})."""
+    in a warm star, ends at the border of its range, and the fit says so in its flags (at S/N 30: {_flag_counts(fits["S/N 30"][0].flags)})."""
     figures = (run.figure("synthetic", plot_agreement(fits, ["teff", "logg", "feh", "velocity"]), "Fitted minus true values, with the quoted errors."),
                run.figure("synthetic_fit", _plot_one(fits["S/N 100"][0]), "One of the fits at S/N 100: data, model, and residuals in units of the noise."))
     return Chapter("Fitting spectra of known labels", short, text, figures, tuple(tables))
 
-# %% ../nbs/11a_demo.ipynb #206d40c3
+# %% ../nbs/11a_demo.ipynb #e4bae9c6
 def _star_cells(name: str, line: Any, truth: Mapping[str, float]) -> tuple[str, ...]:
     "A fitted star as a row of a table."
     cells = [name]
@@ -525,13 +529,13 @@ def _real_chapter(run: Run, emulator: Emulator, stars: RealStars) -> Chapter:
     solar and the microturbulence is {emulator.label_bounds[:, list(emulator.label_names).index('vmic')].mean():.1f} km/s. The library gives no errors; S/N = 100 is assumed, and the emulator's own error is added.
 
     The quoted errors cover the assumed noise and the emulator's error. What they do not cover is how far model atmospheres, line lists (without molecules here) and one-dimensional LTE are from real stars, abundances that are
-    not solar, and the errors of the literature values themselves. That shows as offsets and as pulls above 1: {teff.pull:.1f}, {logg.pull:.1f} and {feh.pull:.1f} for the three labels. The continuum is of fourth order, because the library is not normalised. The stars are at rest in the library, and the scatter of the
+    not solar, and the errors of the literature values themselves. That shows in the offsets, and in the pulls: {teff.pull:.1f}, {logg.pull:.1f} and {feh.pull:.1f} for the three labels. The continuum is of fourth order, because the library is not normalised. The stars are at rest in the library, and the scatter of the
     fitted velocities, {np.nanstd(result.table['velocity'].value):.1f} km/s, is {np.nanstd(result.table['velocity'].value) / (299_792.458 * 0.9 / 5475):.2f} of a pixel."""
     figures = (run.figure("real", plot_agreement({"stars": (result, known)}, stars.label_names, "literature"), "Fitted minus literature values. The bars are the quoted errors of the fit."),
                run.figure("real_fit", _plot_one(result), "One of the stars: data, model, and residuals in units of the assumed noise."))
     return Chapter("Real stars", short, text, figures, (Table("Literature and fitted labels of every fourth star", head, cells), agreement_table("In short: fitted minus literature", rated)))
 
-# %% ../nbs/11a_demo.ipynb #ca0104b3
+# %% ../nbs/11a_demo.ipynb #d4eb258e
 class _Pooled(NamedTuple):
     "Tables of several fits in one, as far as `agreement` needs them."
     table: Any
@@ -561,8 +565,8 @@ def _data_driven_chapter(run: Run, stars: RealStars) -> Chapter:
 
     The scatter below contains the errors of the literature labels, which the emulator can neither know nor remove. The pull is {np.median([row.pull for row in every]):.1f}: differences between
     real stars of equal labels run over many pixels, while the fit counts pixels as independent, and the noise is assumed. For such a model the scatter on stars left out, not the formal error, is what to quote.
-    Cool stars are few, their spectra change fast and their labels are uncertain, which is why the second table leaves those below 4500 K out.
-    {int((pooled.flags != 0).sum())} stars are flagged, nearly all as lying at or beyond the edge of what the others cover."""
+    The second table leaves out the {len(rows) - len(warm)} stars below 4500 K, whose spectra change fastest and whose labels are the least certain. Stars at or beyond the edge of what the others cover are
+    flagged ({_flag_counts(pooled.flags)})."""
     figure = run.figure("data_driven", _plot_cross_validation(pooled, known), "Labels of stars left out, against the literature. Colours show [Fe/H].")
     tables = (agreement_table(f"All {len(rows)} stars: fitted minus literature", every), agreement_table(f"The {len(warm)} above 4500 K", better))
     return Chapter("An emulator learnt from real stars", short, text, (figure,), tables)
@@ -581,7 +585,7 @@ def _plot_cross_validation(pooled: _Pooled, known: Mapping[str, np.ndarray]) -> 
     figure.colorbar(points, ax=axes, label="[Fe/H]")
     return figure
 
-# %% ../nbs/11a_demo.ipynb #ab0ebefa
+# %% ../nbs/11a_demo.ipynb #15aab816
 def _account(chapters: Sequence[Chapter], seconds: float) -> Chapter:
     "Time and versions."
     from importlib.metadata import version
@@ -589,7 +593,7 @@ def _account(chapters: Sequence[Chapter], seconds: float) -> Chapter:
     rows = tuple((chapter.title, f"{chapter.seconds:.1f}") for chapter in chapters) + (("together, with the writing of this report", f"{seconds:.1f}"),)
     used = tuple((name, version(name)) for name in ("torch", "numpy", "scipy", "astropy", "matplotlib"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    where = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {cores} cores of which one was used, {'with' if torch.cuda.is_available() else 'without'} a GPU"
+    where = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {cores} cores, one thread, {'with' if torch.cuda.is_available() else 'without'} a GPU"
     return Chapter("Time and versions", where, "", (), (Table("Seconds", ("chapter", "s"), rows), Table("Versions", ("package", "version"), used)))
 
 # %% ../nbs/11a_demo.ipynb #1ee966e3
