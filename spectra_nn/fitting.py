@@ -127,7 +127,7 @@ def _chunk(spectra: Spectra, rows: np.ndarray, good: np.ndarray, continuum: Cont
     flux, ivar = (torch.as_tensor(a, dtype=torch.float32, device=device) for a in (flux / scale, ivar * scale**2))
     return _Data(torch.as_tensor(rows, device=device), flux, ivar, torch.as_tensor(scale[:, 0], device=device), basis)
 
-# %% ../nbs/05_fitting.ipynb #b891350e
+# %% ../nbs/05_fitting.ipynb #472ed261
 def _continuum(flux: Tensor, weight: Tensor, data: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     "Solve for the continuum (k, n_pix) that takes model `flux` to `data`, and its coefficients (k, n_term)."
     design = ((weight * flux)[..., None] * basis).double()              # (k, n_pix, n_term)
@@ -138,22 +138,39 @@ def _continuum(flux: Tensor, weight: Tensor, data: Tensor, basis: Tensor) -> tup
     coefficients = torch.cholesky_solve(design.mT @ (weight * data).double()[..., None], factor)[..., 0]
     return (basis @ coefficients.to(basis)[..., None])[..., 0], coefficients
 
+# %% ../nbs/05_fitting.ipynb #7215527f
+def _eliminate(gram: Tensor, p: int) -> NormalEquations:
+    "Take the continuum, behind the `p` parameters and the residual, out of the products (k, m, m) of all columns."
+    chi2, gradient, hessian = gram[:, p, p], gram[:, :p, p], gram[:, :p, :p]
+    if gram.shape[1] == p + 1: return NormalEquations(chi2, gradient, hessian)
+    cross, inner = gram[:, :p, p + 1:], gram[:, p + 1:, p + 1:]
+    ridge = 1e-12 * inner.diagonal(dim1=1, dim2=2).amax(1) + 1e-300
+    factor, _ = torch.linalg.cholesky_ex(inner + ridge[:, None, None] * torch.eye(inner.shape[1], device=inner.device, dtype=inner.dtype))
+    explained = torch.cholesky_solve(torch.cat([gram[:, p + 1:, p:p + 1], cross.mT], 2), factor)
+    return NormalEquations(chi2, gradient - (cross @ explained[..., :1])[..., 0], hessian - cross @ explained[..., 1:])
+
+
+def _doubtful(equations: NormalEquations, before: Tensor) -> Tensor:
+    "Mark the rows (k,) whose Hessian is too close to singular for single precision, seen from its diagonal (k, p) before the elimination."
+    scale = before.clamp_min(1e-300).rsqrt()
+    factor, info = torch.linalg.cholesky_ex(equations.hessian * scale[:, :, None] * scale[:, None, :])
+    return (info != 0) | ~(factor.diagonal(dim1=1, dim2=2).amin(1) > 0.03)
+
 
 def _equations(flux: Tensor, slopes: Tensor, weight: Tensor, data: Tensor, basis: Tensor | None) -> NormalEquations:
     "Form the normal equations of the parameters from model flux (k, n_pix) and its derivatives (k, n_pix, p), the continuum eliminated."
     level = 1. if basis is None else _continuum(flux, weight, data, basis)[0]
-    parts = [(weight * level)[..., None] * slopes, (weight * (level * flux - data))[..., None]]
+    residual = weight * (level * flux - data)
+    parts = [(weight * level)[..., None] * slopes, residual[..., None]]
     if basis is not None: parts.append((weight * flux)[..., None] * basis)
-    rows, p = torch.cat(parts, 2).double(), slopes.shape[2]
-    gram = rows.mT @ rows
-    chi2, gradient, hessian = gram[:, p, p], gram[:, :p, p], gram[:, :p, :p]
-    if basis is not None:
-        cross, inner = gram[:, :p, p + 1:], gram[:, p + 1:, p + 1:]
-        ridge = 1e-12 * inner.diagonal(dim1=1, dim2=2).amax(1) + 1e-300
-        factor, _ = torch.linalg.cholesky_ex(inner + ridge[:, None, None] * torch.eye(inner.shape[1], device=inner.device, dtype=inner.dtype))
-        explained = torch.cholesky_solve(torch.cat([gram[:, p + 1:, p:p + 1], cross.mT], 2), factor)
-        gradient, hessian = gradient - (cross @ explained[..., :1])[..., 0], hessian - cross @ explained[..., 1:]
-    return NormalEquations(chi2, gradient, hessian)
+    rows, p = torch.cat(parts, 2), slopes.shape[2]
+    gram = (rows.mT @ rows).double()
+    found = _eliminate(gram, p)._replace(chi2=residual.double().square().sum(1))
+    again = _doubtful(found, gram.diagonal(dim1=1, dim2=2)[:, :p])
+    if again.any():
+        rows = rows[again].double()
+        for mine, exact in zip(found, _eliminate(rows.mT @ rows, p)): mine[again] = exact
+    return found
 
 # %% ../nbs/05_fitting.ipynb #40eb52ab
 @dataclass(frozen=True)
@@ -191,7 +208,7 @@ def _into_cells(table: _Table, observer: Observer, data: _Data, velocity: Tensor
     sums = values.new_zeros(*values.shape[:2], n_cell)
     return sums.scatter_add_(2, cell, torch.where(inside[:, None], values, 0.))
 
-# %% ../nbs/05_fitting.ipynb #afaafaa3
+# %% ../nbs/05_fitting.ipynb #d59d6c37
 def _cross_correlate(table: _Table, observer: Observer, data: _Data, velocity_range: tuple[float, float], n_table: int = 24) -> tuple[Tensor, Tensor, Tensor]:
     "Return Δχ² (k, n_lag) of the best table spectrum at each velocity (n_lag,) km/s, and chi2 per pixel (k,) left at the best."
     weight, flux, order = data.ivar, data.flux, 0 if data.basis is None else data.basis.shape[-1]
@@ -227,7 +244,7 @@ def _velocity_start(gain: Tensor, velocity: Tensor, left: Tensor, width: float) 
     bend = (2 * here - before - after).clamp_min(1e-9 * here.abs() + 1e-30)
     step = velocity[best + 1] - velocity[best]
     peak = velocity[best] + step * (0.5 * (after - before) / bend).clamp(-0.5, 0.5)
-    near = (velocity - velocity[best][:, None]).abs() < 2.5 * width
+    near = (velocity - velocity[best][:, None]).abs() < max(2.5 * width, 20.)  # lines are never narrower than some km/s, whatever the spectrograph
     rival = torch.where(near, 0., gain).amax(1)
     unit = left.clamp_min(1.)
     return peak, (here > 30 * unit) & (here - rival > 12 * unit)
@@ -257,7 +274,7 @@ def _label_starts(table: _Table, plan: _Plan, observer: Observer, data: _Data, v
         chi2 = torch.where(distance < 0.25, torch.inf, chi2)
     return torch.stack(starts)
 
-# %% ../nbs/05_fitting.ipynb #7dbf6e1a
+# %% ../nbs/05_fitting.ipynb #f7428b37
 _VELOCITY_UNIT = 10.  # km/s; the solver's velocities are in it
 
 
@@ -275,6 +292,7 @@ class _Setup:
     robust: bool
     poor_chi2: float
     n_start: int
+    piece: int = 16                            # spectra whose derivatives are held at once
 
     @property
     def n_parameter(self) -> int:
@@ -287,21 +305,30 @@ def _take(data: _Data, index: Tensor) -> _Data:
     return _Data(data.rows[index], data.flux[index], data.ivar[index], data.scale[index], basis)
 
 
+def _pieces_of(data: _Data, size: int) -> list[_Data]:
+    "Cut a chunk into pieces of at most `size` spectra."
+    return [_take(data, index) for index in torch.arange(len(data.rows), device=data.rows.device).split(size)]
+
+
 def _problem(setup: _Setup, data: _Data, weight: Tensor):
     "Return the function of scaled parameters that the solver minimises."
     plan, n = setup.plan, len(setup.plan.free)
 
-    def equations(parameters: Tensor, local: Tensor) -> NormalEquations:
-        rows, part = data.rows[local], _take(data, local)
+    def part(parameters: Tensor, local: Tensor) -> NormalEquations:
+        rows, data_ = data.rows[local], _take(data, local)
         velocity = setup.fixed_velocity[rows] if setup.velocity_range is None else parameters[:, n].double() * _VELOCITY_UNIT
         flux, slopes, slope = setup.model(plan.labels(parameters[:, :n].double(), rows), velocity, plan.free, rows)
         slopes = slopes * plan.span[plan.free].to(slopes)
         if setup.velocity_range is not None: slopes = torch.cat([slopes, slope[..., None] * _VELOCITY_UNIT], 2)
-        return _equations(flux, slopes, weight[local], part.flux, part.basis)
+        return _equations(flux, slopes, weight[local], data_.flux, data_.basis)
+
+    def equations(parameters: Tensor, local: Tensor) -> NormalEquations:
+        size = setup.piece  # small enough for the processor's cache
+        return NormalEquations(*map(torch.cat, zip(*map(part, parameters.split(size), local.split(size)))))
 
     return equations
 
-# %% ../nbs/05_fitting.ipynb #6151697e
+# %% ../nbs/05_fitting.ipynb #a1bfb607
 def _weights(setup: _Setup, data: _Data, scaled: Tensor, velocity: Tensor) -> Tensor:
     "Return 1/σ (k, n_pix), 0 for bad pixels, σ being noise and emulator error at scaled labels (k, n_free)."
     if not setup.use_emulator_error: return data.ivar.sqrt()
@@ -330,9 +357,9 @@ def _refine(setup: _Setup, data: _Data, scaled: Tensor, velocity: Tensor, window
     at = lambda p: (p[:, :n], p[:, n].double() * _VELOCITY_UNIT if searching else velocity)  # noqa: E731
     weight = _weights(setup, data, *at(start))
     if setup.use_emulator_error:
-        start = solve(weight, start, max_steps=15, tolerance=0.1).parameters
+        start = solve(weight, start, max_steps=15, tolerance=0.1, leap=1.).parameters
         weight = _weights(setup, data, *at(start))
-    found = solve(weight, start, max_steps=60, tolerance=1e-4)
+    found = solve(weight, start, max_steps=60, tolerance=1e-3, leap=3e-3)
     for _ in range(4 if setup.robust else 0):
         doubted = weight * _doubt(setup, data, weight, *at(found.parameters))
         found = solve(doubted, found.parameters, max_steps=30, tolerance=1e-3)
@@ -351,7 +378,7 @@ def _doubt(setup: _Setup, data: _Data, weight: Tensor, scaled: Tensor, velocity:
     scatter = torch.nan_to_num(scatter, nan=1.).clamp_min(1.)
     return torch.sqrt(5 / (4 + (residual / scatter)**2)) / scatter
 
-# %% ../nbs/05_fitting.ipynb #aa178714
+# %% ../nbs/05_fitting.ipynb #9de28022
 @dataclass
 class _Outcome:
     "The fits of a chunk."
@@ -377,14 +404,16 @@ def _fit_chunk(setup: _Setup, data: _Data) -> tuple[_Outcome, _Data]:
         velocity, reliable = setup.fixed_velocity[data.rows], torch.ones(len(data.rows), dtype=torch.bool, device=data.flux.device)
         window = velocity, velocity
     else:
-        velocity, reliable = _velocity_start(*_cross_correlate(setup.table, observer, data, setup.velocity_range), observer.line_spread.fwhm)
+        found = [_velocity_start(*_cross_correlate(setup.table, observer, part, setup.velocity_range), observer.line_spread.fwhm) for part in _pieces_of(data, 2 * setup.piece)]
+        velocity, reliable = map(torch.cat, zip(*found))
         velocity = velocity.clamp(*setup.velocity_range)
         window = (velocity - reach).clamp_min(setup.velocity_range[0]), (velocity + reach).clamp_max(setup.velocity_range[1])
     covered = observer.valid(window[0], data.rows) & observer.valid(window[1], data.rows)
     data = replace(data, ivar=torch.where(covered, data.ivar, 0.))
     n_term = 0 if data.basis is None else data.basis.shape[-1]
     dof = (data.ivar > 0).sum(1) - setup.n_parameter - n_term
-    starts = _label_starts(setup.table, setup.plan, observer, data, velocity, setup.n_start)
+    parts = zip(_pieces_of(data, 2 * setup.piece), velocity.split(2 * setup.piece))
+    starts = torch.cat([_label_starts(setup.table, setup.plan, observer, part, v, setup.n_start) for part, v in parts], 1)
     outcome = None
     for scaled in starts:
         index = torch.arange(len(data.rows), device=data.flux.device) if outcome is None else _badly_fitted(setup, outcome)
@@ -430,7 +459,7 @@ def _judge(setup: _Setup, outcome: _Outcome, labels: Tensor, relative_error: Ten
         (FitFlag.POOR_CHI2, fit.chi2 > setup.poor_chi2 * outcome.dof), (FitFlag.VELOCITY_UNRELIABLE, ~outcome.reliable),
         (FitFlag.UNCONSTRAINED_LABEL, (relative_error > 12**-0.5).any(1)), (FitFlag.SINGULAR_HESSIAN, singular)))
 
-# %% ../nbs/05_fitting.ipynb #3e78c99b
+# %% ../nbs/05_fitting.ipynb #f722aea7
 @dataclass(frozen=True, repr=False)
 class FitResult:
     """Fitted labels, one row per spectrum in the order given.
@@ -438,7 +467,7 @@ class FitResult:
     Parameters
     ----------
     table : QTable
-        `id`, each label and its `_err`, `velocity`, `velocity_err`, `chi2`, `dof`, `flags`.
+        `id`, each label and its `_err`, `velocity`, `velocity_err`, `chi2`, `dof`, `flags`, and `at_bound`, the names of the parameters that stand at a bound.
     covariance : np.ndarray
         (n_spec, p, p) of `parameter_names`, in the units of the table; NaN where there is none.
     parameter_names : tuple[str, ...]
@@ -577,7 +606,7 @@ def _admit(emulator: Any, spectra: Any, windows: Sequence | None, frame: str | N
     wanted = np.flatnonzero(covered.any(0))
     return spectra, good, flags, slice(wanted[0], wanted[-1] + 1) if len(wanted) else slice(0, 0)
 
-# %% ../nbs/05_fitting.ipynb #919d5bd3
+# %% ../nbs/05_fitting.ipynb #b2574877
 def _crop(spectra: Spectra, pixels: slice) -> Spectra:
     "Keep a range of pixels."
     return replace(spectra, wave=spectra.wave[..., pixels], flux=spectra.flux[:, pixels], ivar=spectra.ivar[:, pixels], mask=spectra.mask[:, pixels])
@@ -604,9 +633,10 @@ def _make_setup(emulator: Any, spectra: Spectra, plan: _Plan, line_spread: LineS
     plan = _Plan(plan.names, on(plan.free), on(plan.fixed), on(plan.low), on(plan.span), prior)
     fixed = None if known is None else torch.as_tensor(known.copy(), device=device)
     model = ObservedEmulator(emulator, observer)
-    return _Setup(emulator, plan, observer, model, _table(plan, model), fixed, span if known is None else None, use_emulator_error, robust, poor_chi2, starts)
+    piece = 16 if device.type == "cpu" else 1024
+    return _Setup(emulator, plan, observer, model, _table(plan, model), fixed, span if known is None else None, use_emulator_error, robust, poor_chi2, starts, piece)
 
-# %% ../nbs/05_fitting.ipynb #0883410f
+# %% ../nbs/05_fitting.ipynb #bf8e8cc9
 def _fit_rows(setup: _Setup, spectra: Spectra, good: np.ndarray, continuum: Continuum | None, chunk: int, least: int, bar: Any) -> dict:
     "Fit all spectra chunk by chunk; return arrays by name."
     parts = []
@@ -624,16 +654,17 @@ def _fit_rows(setup: _Setup, spectra: Spectra, good: np.ndarray, continuum: Cont
             if continuum is not None:
                 flux, _, _ = setup.model(labels, outcome.velocity, setup.plan.free[:0], data.rows)
                 level = _continuum(flux, outcome.weight, data.flux, data.basis)[1] * data.scale[:, None]
-        part = dict(labels=labels, covariance=covariance, velocity=outcome.velocity, chi2=outcome.fit.chi2 - penalty, dof=outcome.dof, flags=flags, level=level, good=data.ivar > 0)
+        part = dict(labels=labels, covariance=covariance, velocity=outcome.velocity, chi2=outcome.fit.chi2 - penalty, dof=outcome.dof, flags=flags, level=level, good=data.ivar > 0, held=outcome.fit.at_bound)
         part = {name: t.cpu().numpy() for name, t in part.items()}
         few, failed = part["good"].sum(1) < least, outcome.fit.failed.cpu().numpy()
         part["flags"] = np.where(few, FitFlag.FEW_PIXELS.value, np.where(failed, FitFlag.BAD_INPUT.value, part["flags"]))
         for name in ("labels", "covariance", "velocity", "chi2", "level"): part[name][few | failed] = np.nan
+        part["held"][few | failed] = False
         parts.append(part)
         bar.update(len(rows))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
-# %% ../nbs/05_fitting.ipynb #81707c0b
+# %% ../nbs/05_fitting.ipynb #992b7533
 def _result_table(emulator: Any, ids: Sequence[str], fitted: dict, names: tuple[str, ...]) -> Any:
     "Make the result table; `fitted` has one entry per spectrum."
     from astropy import units as u
@@ -648,16 +679,17 @@ def _result_table(emulator: Any, ids: Sequence[str], fitted: dict, names: tuple[
         except ValueError: unit = u.dimensionless_unscaled
         table[name], table[f"{name}_err"] = values * unit, error.get(name, nothing) * unit
     table["chi2"], table["dof"], table["flags"] = fitted["chi2"], fitted["dof"].astype(np.int64), fitted["flags"].astype(np.int32)
+    table["at_bound"] = np.array([" ".join(name for name, held in zip(names, row) if held) for row in fitted["held"]], dtype=str)
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in FitFlag})
     return table
 
-# %% ../nbs/05_fitting.ipynb #fcaafaef
+# %% ../nbs/05_fitting.ipynb #3d78e371
 def fit(
     emulator: Any,                         # an `Emulator`
     spectra: Any,                          # `Spectra`, or an object like those of specutils
     *,
     instrument: Any = None,                # an `Instrument`: resolution and windows
-    resolution: float | None = None,       # resolving power of the spectra; None: the instrument's, or that of the emulator
+    resolution: Any = None,                # resolving power of the spectra: a number, (wave, R), a function of wavelength or a `LineSpread`; None: the instrument's, or that of the emulator
     free: Sequence[str] | None = None,     # labels to fit; None for all that are not in `fixed`
     fixed: dict | None = None,             # {label: value or (n_spec,) values}; labels neither free nor fixed are 0, or mid-range where 0 is outside
     priors: dict | None = None,            # {label: (mean, sigma)} Gaussian priors
@@ -675,14 +707,15 @@ def fit(
     continuum = Continuum(continuum) if isinstance(continuum, (int, np.integer)) and not isinstance(continuum, bool) else (continuum or None)
     frame = None
     if instrument is not None:
-        resolution = resolution or instrument.resolution
+        resolution = instrument.resolution if resolution is None else resolution
         if windows is None and instrument.windows: windows, frame = instrument.windows, instrument.frame
-    line_spread = LineSpread(float(resolution or emulator.resolution or np.inf))
+    if resolution is None: resolution = emulator.resolution or np.inf
+    line_spread = resolution if isinstance(resolution, LineSpread) else LineSpread(resolution)
     n_spec = len(spectra) if isinstance(spectra, Spectra) else len(spectra := Spectra.from_object(spectra))
     plan, known = _plan(emulator, n_spec, free, fixed, priors), _known_velocity(velocity, n_spec)
     names = tuple(emulator.label_names[k] for k in plan.free) + (("velocity",) if known is None else ())
     if not names: raise SpectraError("nothing is free: neither a label nor the velocity")
-    n_term = 0 if continuum is None else continuum.order + 1
+    n_term = 0 if continuum is None else continuum.n_term
     least = 2 * (len(names) + n_term) + 10
     span = tuple(map(float, velocity)) if known is None else (float(known.min()) - 1, float(known.max()) + 1)
     spectra, good, flags, pixels = _admit(emulator, spectra, windows, frame, span, least)
@@ -691,12 +724,12 @@ def fit(
     if len(use):
         known, part = None if known is None else known[use], _crop(spectra[use], pixels)
         setup = _make_setup(emulator, part, replace(plan, fixed=plan.fixed[use]), line_spread, known, span, use_emulator_error, robust, poor_chi2, starts)
-        chunk = chunk or (32 if setup.observer.device.type == "cpu" else 1024)
+        chunk = chunk or setup.piece * (8 if setup.piece < 1024 else 1)
         with tqdm(total=len(use), desc="fit", unit="star", disable=not progress) as bar:
             fitted = _fit_rows(setup, part, good[use][:, pixels], continuum, chunk, least, bar)
     shapes = dict(labels=len(plan.names), covariance=(len(names),) * 2, velocity=(), chi2=(), level=n_term)
     everything = {name: np.full((n_spec, *np.atleast_1d(shape).astype(int)), np.nan) if shape != () else np.full(n_spec, np.nan) for name, shape in shapes.items()}
-    everything |= dict(dof=np.zeros(n_spec, int), flags=flags.copy(), good=np.zeros(good.shape, bool))
+    everything |= dict(dof=np.zeros(n_spec, int), flags=flags.copy(), good=np.zeros(good.shape, bool), held=np.zeros((n_spec, len(names)), bool))
     for name, values in fitted.items():
         if name == "good": everything[name][use, pixels] = values
         else: everything[name][use] = values

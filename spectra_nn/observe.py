@@ -20,7 +20,7 @@ from .resample import gaussian_kernel, macroturbulence_kernel, pixel_edges, rebi
 __all__ = ['spline_coefficients', 'log_doppler', 'sample_spline', 'shift', 'rotate', 'macroturbulence', 'LineSpread', 'Continuum',
            'fit_continuum', 'PixelGrid', 'ResolutionMatrix', 'Observer', 'ObservedEmulator']
 
-# %% ../nbs/04_observe.ipynb #0bbc13d2
+# %% ../nbs/04_observe.ipynb #35ea78de
 _QUINTIC = torch.tensor([  # weight of the coefficients at -2 … 3 pixels (columns) as polynomials of the fraction (rows: powers 0 … 5)
     [1., 26., 66., 26., 1., 0.],
     [-5., -50., 0., 50., 5., 0.],
@@ -30,13 +30,22 @@ _QUINTIC = torch.tensor([  # weight of the coefficients at -2 … 3 pixels (colu
     [-1., 5., -10., 10., -5., 1.]], dtype=torch.float64) / 120
 
 
+_HALF = [  # the first three weights as polynomials of the offset from the middle of a step (powers 0 … 5)
+    [1 / 3840, -1 / 384, 1 / 96, -1 / 48, 1 / 48, -1 / 120],
+    [79 / 1280, -25 / 128, 7 / 32, -1 / 16, -1 / 16, 1 / 24],
+    [841 / 1920, -77 / 192, -11 / 48, 7 / 24, 1 / 24, -1 / 12]]
+
+
 def _spline_weights(fraction: Tensor) -> tuple[Tensor, Tensor]:
     "Return the six weights (..., 6) at `fraction` (...) of a pixel past the third coefficient, and their derivatives."
-    square = fraction * fraction
-    powers = torch.stack([torch.ones_like(fraction), fraction, square, square * fraction, square * square, square * square * fraction], -1)
-    table = _QUINTIC.to(fraction)
-    slopes = table[1:] * torch.arange(1, 6, device=table.device, dtype=table.dtype)[:, None]
-    return powers @ table, powers[..., :5] @ slopes
+    u = fraction - 0.5
+    q, weights, slopes = u * u, [u] * 6, [u] * 6
+    for m, (a, b, c, d, e, f) in enumerate(_HALF):
+        even, odd = (q * e + c) * q + a, ((q * f + d) * q + b) * u
+        weights[m], weights[5 - m] = even + odd, even - odd
+        odd, even = (q * (4 * e) + 2 * c) * u, (q * (5 * f) + 3 * d) * q + b
+        slopes[m], slopes[5 - m] = odd + even, odd - even
+    return torch.stack(weights, -1), torch.stack(slopes, -1)
 
 # %% ../nbs/04_observe.ipynb #41ef71cf
 def _convolve(
@@ -70,7 +79,7 @@ def log_doppler(
     if not (beta.abs() < 1).all(): raise SpectraError(f"a velocity of {velocity} km/s is not below that of light. Is it in m/s?")
     return torch.atanh(beta)
 
-# %% ../nbs/04_observe.ipynb #4b2a9648
+# %% ../nbs/04_observe.ipynb #a8131f6c
 def _uniform_step(wave: np.ndarray) -> float:
     "Return the step in ln λ of a grid, after checking that it is the same everywhere."
     log_wave = np.log(np.asarray(wave, np.float64))
@@ -96,8 +105,10 @@ def sample_spline(
         covered = ((position + width / 2).clamp(0, n_knot - 6) - at).clamp_min(1e-9)
         weights, slopes = (t.to(coefficients.dtype) for t in _integral_weights(at, covered, 6 + int(np.ceil(float(width.max())))))
     taps = weights.shape[-1]
-    index = (at.detach().floor().long()[..., None] + torch.arange(taps, device=at.device)).clamp_max(n_knot - 1)
-    index = (index + torch.arange(n_spec, device=at.device)[:, None, None] * n_knot).view(-1, taps)
+    first = at.detach().floor().long()
+    offset, taken = torch.arange(n_spec, device=at.device)[:, None] * n_knot, torch.arange(taps, device=at.device)
+    if width is None: index = ((first + offset)[..., None] + taken).view(-1, taps)
+    else: index = ((first[..., None] + taken).clamp_max(n_knot - 1) + offset[..., None]).view(-1, taps)
     table = coefficients.reshape(-1, n_row)
     values = torch.nn.functional.embedding_bag(index, table, per_sample_weights=weights.reshape(-1, taps), mode="sum")
     slope = (table[:, 0][index] * slopes.reshape(-1, taps)).sum(-1)
@@ -479,7 +490,7 @@ def _pieces(
     cut = np.flatnonzero(step > 3 * around)
     return np.stack([log_wave[np.r_[0, cut + 1]], log_wave[np.r_[cut, len(wave) - 1]]], 1)
 
-# %% ../nbs/04_observe.ipynb #f5c59532
+# %% ../nbs/04_observe.ipynb #5d4e3882
 @dataclass(frozen=True)
 class _Grid:
     "The working grid: ln λ of its first point, its step, its length, and where its finer points lie on the restframe grid's index."
@@ -496,7 +507,7 @@ def _working_grid(rest_wave: np.ndarray, low: float, high: float, spread: LineSp
     "Lay out the working grid between `low` and `high`, ln λ, as far as the model goes, with room for the kernel."
     log_rest = np.log(rest_wave)
     native = np.diff(log_rest).min()
-    step = max(native, spread.fwhm / 5 / SPEED_OF_LIGHT)
+    step = max(native, spread.fwhm / 4 / SPEED_OF_LIGHT)
     thinning = int(np.ceil(step / native - 1e-9))
     native = step / thinning
     kernel = spread.kernel(native * SPEED_OF_LIGHT, rest_resolution) if spread.constant else None
@@ -612,7 +623,7 @@ def _observe(observer: Observer, flux: Tensor, velocity: Tensor | float) -> tupl
     valid = observer.valid(velocity)
     return torch.where(valid, values[..., 0], torch.nan), valid
 
-# %% ../nbs/04_observe.ipynb #15fdb4ea
+# %% ../nbs/04_observe.ipynb #d97416f9
 class ObservedEmulator:
     "Flux and exact derivatives of an emulator on the pixels of an `Observer`."
 
@@ -628,7 +639,7 @@ class ObservedEmulator:
         self.linear = emulator.output_activation == "identity"
         if self.linear:
             head = torch.cat([self.weight.T, self.bias[None]])  # (k + 1, n_rest)
-            self.head = observer.prepare(head)                  # (k + 1, n_grid + 5)
+            self.head = observer.prepare(head.to(observer.dtype))  # (k + 1, n_grid + 5)
 
     def coefficients(self, labels: Tensor, free: Tensor | None = None) -> Tensor:
         "Return spline coefficients (n, n_grid + 5, 1 + n_free) of flux and derivatives to the `free` labels, for labels (n, n_label)."
