@@ -13,7 +13,10 @@ from importlib import import_module as _import_module
 _NAMES = {
     "core": ("Spectra", "SpectraError", "air_to_vacuum", "asset", "log_grid", "vacuum_to_air"),
     "resample": ("broaden",),
-    "data_prep": ("LabelScaler", "PrepReport", "SpectralGrid", "prepare_grid", "sample_labels"),
+    "read_text": (),
+    "label_tables": ("sample_labels",),
+    "training_set": ("LabelScaler", "SpectralGrid"),
+    "data_prep": ("PrepReport", "prepare_grid"),
     "training": ("TrainConfig",),
     "least_squares": (),
     "networks": (),
@@ -23,6 +26,8 @@ _NAMES = {
     "observe": ("Observer",),
     "fitting": ("FitFlag", "FitResult", "fit"),
     "instruments": ("Instrument", "read_spectra"),
+    "demo": ("run_demo",),
+    "cli": (),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _EXTRAS = {"specutils": "specutils", "tensorboard": "track"}  # package -> the extra that brings it

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectra_nn import data_prep
+from spectra_nn import data_prep, read_text
 from spectra_nn.core import SpectraError
 from spectra_nn.data_prep import LabelScaler, SpectralGrid, prepare_grid, read_spectrum, sample_labels, write_label_table
+from spectra_nn.networks import fit_basis
 
 WAVE = np.arange(5330, 5350.001, 0.02)
 OPTIONS = dict(windows=[(5332, 5348)], step=0.02, progress=False)
@@ -120,7 +121,7 @@ def test_fast_reader_gives_what_loadtxt_gives_or_declines(data):
     rare = data.draw(st.booleans())
     lines = [" ".join([data.draw(number if not rare or k == n // 2 else plain), data.draw(plain), "1.0"]) for k in range(n)]
     text = ("# a header that is long enough\n" + "\n".join(lines) + "\n").encode()
-    got = data_prep._parse_fast(text, (0, 1))
+    got = read_text._parse_fast(read_text._padded(text, {}), (0, 1), "#", {})
     if got is not None:
         want = np.loadtxt(io.BytesIO(text), usecols=(0, 1), unpack=True, ndmin=2, encoding="utf-8")
         np.testing.assert_allclose(got, want, rtol=5e-16)
@@ -322,6 +323,27 @@ def test_split_and_stack(tmp_path):
         SpectralGrid.stack([grid, other])
     with pytest.raises(SpectraError, match="grid 2 has other frame"):
         SpectralGrid.stack([grid, grid_of(tmp_path, frame="vacuum")])
+
+
+def test_a_store_is_split_and_learnt_from_without_being_loaded(tmp_path):
+    wave, n_spec = np.arange(5330, 5350, 0.02), 1500
+    labels = np.random.default_rng(0).uniform(size=(n_spec, 2))
+    flux = 1 - labels[:, :1] * np.exp(-0.5 * ((wave - 5340) / 2) ** 2)
+    SpectralGrid(wave, flux.astype(np.float32), labels, ("a", "b")).save(tmp_path / "store")
+    grid = SpectralGrid.load(tmp_path / "store")
+    tracemalloc.start()
+    train, valid = grid.split(0.9, seed=1)
+    some = train[np.flatnonzero(train.labels[:, 0] > 0.1)]
+    batch = some.flux[100:164]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.2 * grid.flux.nbytes, (peak, grid.flux.nbytes)
+    np.testing.assert_allclose(batch, (1 - some.labels[100:164, :1] * np.exp(-0.5 * ((wave - 5340) / 2) ** 2)), atol=1e-6)
+    assert len(train) + len(valid) == n_spec and "store" in repr(train)
+    few = train[:300]
+    basis, in_memory = (fit_basis(flux, 5) for flux in (few.flux, np.asarray(few.flux)))
+    for ours, theirs in zip(basis, in_memory):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_no_warning_and_no_change_of_the_input(tmp_path):
