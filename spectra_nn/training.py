@@ -292,7 +292,7 @@ class Batches:
         rows = self.order[start:start + share]
         return tuple(part.index_select(0, rows).to(self.device) for part in self.data)
 
-# %% ../nbs/02_training.ipynb #395e0f2e
+# %% ../nbs/02_training.ipynb #9a860c19
 @dataclass(frozen=True)
 class History:
     """What happened in a training run, one entry per validation.
@@ -331,8 +331,10 @@ class History:
         import matplotlib.pyplot as plt
 
         ax = plt.subplots()[1] if ax is None else ax
-        ax.semilogy(self.steps, self.train_loss, label="training")
-        ax.semilogy(self.steps, self.valid_loss, label="validation")
+        ax.plot(self.steps, self.train_loss, label="training")
+        ax.plot(self.steps, self.valid_loss, label="validation")
+        if min(*self.train_loss, *self.valid_loss) > 0:  # a loss that is a logarithm already is not
+            ax.set_yscale("log")
         ax.plot(self.best_step, self.best_loss, "k*", label=f"best, {self.best_loss:.3g}")
         ax.set(xlabel="Step", ylabel="Loss")
         ax.legend()
