@@ -18,7 +18,7 @@ from .resample import gaussian_kernel, macroturbulence_kernel, pixel_edges, rebi
 
 # %% auto #0
 __all__ = ['spline_coefficients', 'log_doppler', 'sample_spline', 'shift', 'rotate', 'macroturbulence', 'LineSpread', 'Continuum',
-           'fit_continuum', 'PixelGrid', 'ResolutionMatrix', 'Observer', 'ObservedEmulator']
+           'fit_continuum', 'PixelGrid', 'ResolutionMatrix', 'Observer', 'ObservedEmulator', 'BroadenedEmulator']
 
 # %% ../nbs/04_observe.ipynb #35ea78de
 _QUINTIC = torch.tensor([  # weight of the coefficients at -2 … 3 pixels (columns) as polynomials of the fraction (rows: powers 0 … 5)
@@ -623,44 +623,125 @@ def _observe(observer: Observer, flux: Tensor, velocity: Tensor | float) -> tupl
     valid = observer.valid(velocity)
     return torch.where(valid, values[..., 0], torch.nan), valid
 
-# %% ../nbs/04_observe.ipynb #d97416f9
+# %% ../nbs/04_observe.ipynb #787d9003
 class ObservedEmulator:
     "Flux and exact derivatives of an emulator on the pixels of an `Observer`."
 
     def __init__(
         self,
-        emulator,           # has hidden, hidden_and_jacobian, weight, bias, output_activation
+        emulator,           # has hidden, hidden_and_jacobian, weight, bias, output_activation; may be a `BroadenedEmulator`
         observer: Observer, # prepared for the emulator's wavelengths
+        once: bool = True,  # let the chain act once on the last layer where that is possible; not worth it for a single spectrum
     ):
         if emulator.output_activation not in ("identity", "sigmoid"):
             raise SpectraError(f"output activation must be identity or sigmoid; got {emulator.output_activation!r}")
-        self.emulator, self.observer = emulator, observer
+        self.emulator, self.observer, self.broadening = emulator, observer, getattr(emulator, "broadening", ())
         self.weight, self.bias = (torch.as_tensor(t).detach().to(observer.device, torch.float64) for t in (emulator.weight, emulator.bias))
-        self.linear = emulator.output_activation == "identity"
+        self.linear = once and emulator.output_activation == "identity"
         if self.linear:
             head = torch.cat([self.weight.T, self.bias[None]])  # (k + 1, n_rest)
             self.head = observer.prepare(head.to(observer.dtype))  # (k + 1, n_grid + 5)
 
     def coefficients(self, labels: Tensor, free: Tensor | None = None) -> Tensor:
         "Return spline coefficients (n, n_grid + 5, 1 + n_free) of flux and derivatives to the `free` labels, for labels (n, n_label)."
-        with torch.no_grad():
-            if free is not None and len(free) == 0:
-                hidden = self.emulator.hidden(labels)                        # (n, k)
-                tangent = hidden[:, None][:, :0]
-            else:
-                hidden, tangent = self.emulator.hidden_and_jacobian(labels)  # (n, k), (n, n_label, k)
-                tangent = tangent if free is None else tangent[:, free]
-            rows = torch.cat([hidden[:, None], tangent], 1).to(self.observer.device)
-            if self.linear:
-                rows = torch.nn.functional.pad(rows.to(self.head.dtype), (0, 1))
-                rows[:, 0, -1] = 1
-                return (rows.flatten(0, 1) @ self.head).unflatten(0, rows.shape[:2]).mT
-            rows = rows.to(torch.float64) @ self.weight.T               # (n, 1 + n_free, n_rest)
-            flux = torch.sigmoid(rows[:, :1] + self.bias)
-            rows = torch.cat([flux, rows[:, 1:] * flux * (1 - flux)], 1)
-            return self.observer.prepare(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]).mT
+        if not self.broadening: return _coefficients(self, labels, free)
+        core = labels.shape[1] - len(self.broadening)
+        free = torch.arange(labels.shape[1], device=labels.device) if free is None else free
+        sharp = _coefficients(self, labels, free[free < core])
+        return _broaden_coefficients(self.observer, self.broadening, sharp, labels[:, core:], (free[free >= core] - core).tolist())
 
     def __call__(self, labels: Tensor, velocity: Tensor, free: Tensor | None = None, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         "Return flux (n, n_pix), its derivatives (n, n_pix, n_free) to labels and (n, n_pix) to velocity, per user unit and per km/s."
         values, slope = self.observer.sample(self.coefficients(labels, free), velocity, rows)
         return values[..., 0], values[..., 1:], slope
+
+# %% ../nbs/04_observe.ipynb #3c814577
+def _coefficients(model: ObservedEmulator, labels: Tensor, free: Tensor | None) -> Tensor:
+    "Spline coefficients (n, n_grid + 5, 1 + n_free) of an emulator's flux and derivatives, rotation and turbulence left out."
+    emulator, observer = model.emulator, model.observer
+    with torch.no_grad():
+        if free is not None and len(free) == 0:
+            hidden = emulator.hidden(labels)                        # (n, k)
+            tangent = hidden[:, None][:, :0]
+        else:
+            hidden, tangent = emulator.hidden_and_jacobian(labels)  # (n, k), (n, n_label, k)
+            tangent = tangent if free is None else tangent[:, free]
+        rows = torch.cat([hidden[:, None], tangent], 1).to(observer.device)
+        if model.linear:
+            rows = torch.nn.functional.pad(rows.to(model.head.dtype), (0, 1))
+            rows[:, 0, -1] = 1
+            return (rows.flatten(0, 1) @ model.head).unflatten(0, rows.shape[:2]).mT
+        rows = rows.to(torch.float64) @ model.weight.T               # (n, 1 + n_free, n_rest)
+        rows[:, 0] += model.bias
+        if emulator.output_activation == "sigmoid":
+            flux = torch.sigmoid(rows[:, :1])
+            rows = torch.cat([flux, rows[:, 1:] * flux * (1 - flux)], 1)
+        return observer.prepare(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]).mT
+
+# %% ../nbs/04_observe.ipynb #af61b294
+_BROADENING = {  # kernel, range of the width in km/s, how far the kernel reaches in units of the width
+    "vsini": (rotation_kernel, (1., 300.), 1.),
+    "vmac": (macroturbulence_kernel, (1., 50.), 4.),
+    "extra_fwhm": (gaussian_kernel, (0., 1000.), 2.)}
+
+
+class BroadenedEmulator:
+    "An emulator with rotation, macroturbulence or further smearing as additional labels, in km/s."
+
+    def __init__(
+        self,
+        emulator: Any,                             # the emulator of sharp spectra
+        broadening: tuple[str, ...] = ("vsini",),  # what to add: "vsini", "vmac", "extra_fwhm"
+    ):
+        unknown = [name for name in broadening if name not in _BROADENING or name in emulator.label_names]
+        if unknown: raise SpectraError(f"{', '.join(unknown)} cannot be added; known are {', '.join(_BROADENING)}, where the emulator has no such label itself")
+        self.core, self.broadening = emulator, tuple(broadening)
+        self.label_names = (*emulator.label_names, *broadening)
+        self.label_units = (*emulator.label_units, *["km / s"] * len(broadening))
+        self.label_bounds = np.c_[np.asarray(emulator.label_bounds), np.array([_BROADENING[name][1] for name in broadening]).T]
+        self.wave, self.frame, self.resolution = emulator.wave, emulator.frame, emulator.resolution
+        self.output_activation, self.weight, self.bias = emulator.output_activation, emulator.weight, emulator.bias
+
+    def hidden(self, labels: Tensor) -> Tensor:
+        "Hidden vector (n, k) of the sharp spectra for all labels (n, n_label)."
+        return self.core.hidden(labels[:, :-len(self.broadening)])
+
+    def hidden_and_jacobian(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        "Hidden vector (n, k) and its derivatives (n, n_label - n_broadening, k) by the emulator's own labels."
+        return self.core.hidden_and_jacobian(labels[:, :-len(self.broadening)])
+
+    def error(self, labels: np.ndarray) -> np.ndarray:
+        "The emulator's error (n_spec, n_rest), as if the spectra were sharp."
+        return self.core.error(labels[:, :-len(self.broadening)])
+
+    def domain(self, labels: np.ndarray) -> Any:
+        "Whether the emulator's own labels are inside its training domain."
+        return self.core.domain(labels[:, :-len(self.broadening)])
+
+# %% ../nbs/04_observe.ipynb #4b634366
+def _kernel_and_slope(name: str, velocity: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    "Return kernels (n, m) of `width` (n,) and their derivatives by it."
+    return torch.func.jvp(lambda w: _BROADENING[name][0](velocity, w), (width,), (torch.ones_like(width),))
+
+
+def _broaden_coefficients(observer: Observer, names: tuple[str, ...], sharp: Tensor, widths: Tensor, free: list[int]) -> Tensor:
+    "Convolve coefficients (n, n_knot, r) with kernels of `widths` (n, n_name), and append derivatives of column 0 by the `free` ones."
+    step, widths = SPEED_OF_LIGHT * observer.grid.step, widths.detach().double().cpu()
+    reach = sum(_BROADENING[name][2] * float(w.max()) for name, w in zip(names, widths.T))
+    half = int(np.ceil(reach / step)) + 3
+    velocity = step * torch.arange(-half, half + 1, dtype=torch.float64)
+    pairs = [_kernel_and_slope(name, velocity, w) for name, w in zip(names, widths.T)]
+    size = next_fast_len(2 * len(velocity), real=True)
+
+    def product(parts: list[Tensor]) -> Tensor:
+        if len(parts) == 1: return parts[0]
+        together = torch.stack([torch.fft.rfft(part, n=size) for part in parts]).prod(0)
+        start = half * (len(parts) - 1)
+        return torch.fft.irfft(together, n=size)[:, start:start + len(velocity)]
+
+    kernel = product([k for k, _ in pairs])
+    slopes = [product([d if i == j else k for i, (k, d) in enumerate(pairs)]) for j in free]
+    n, n_knot, r = sharp.shape
+    rows = torch.cat([sharp.mT, sharp[..., :1].mT.expand(-1, len(free), -1)], 1)                          # (n, r + n_free, n_knot)
+    kernels = torch.cat([kernel[:, None].expand(-1, r, -1), *(d[:, None] for d in slopes)], 1)
+    return _convolve(rows.reshape(-1, n_knot), kernels.reshape(-1, len(velocity))).view(n, -1, n_knot).mT
