@@ -7,8 +7,9 @@ __all__ = ['check_wavelengths', 'check_flux', 'check_windows', 'window_grid', 'P
            'summarise_report', 'plot_report', 'list_spectra', 'prepare_grid', 'LabelScaler', 'SpectralGrid',
            'choose_labels', 'read_label_table', 'read_spectrum', 'sample_labels', 'write_label_table']
 
-# %% ../nbs/01_data_prep.ipynb #28357442
+# %% ../nbs/01_data_prep.ipynb #53568a46
 import csv
+import math
 import multiprocessing
 import os
 import re
@@ -59,7 +60,7 @@ def check_wavelengths(
             at = max(first - 1, 0) + int(np.argmax(inside))
             raise SpectraError(f"gap of {inside.max():.3g} Å at {wave[at]:.2f} Å in the window {low:g}-{high:g} Å")
 
-# %% ../nbs/01_data_prep.ipynb #063817f7
+# %% ../nbs/01_data_prep.ipynb #f4eb4044
 def check_flux(
     flux: np.ndarray,                       # (n_pix,) normalised flux inside the windows
     min_flux: float | None = 1e-8,          # lowest flux that is believed; None accepts any finite value
@@ -67,7 +68,7 @@ def check_flux(
 ) -> None:
     "Raise a `SpectraError` that says why this flux cannot be used."
     lowest, highest = flux.min(), flux.max()  # NaN if any pixel is
-    if not (np.isfinite(lowest) and np.isfinite(highest)):
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
         n_nan = int(np.isnan(flux).sum())
         raise SpectraError(f"flux is NaN in {n_nan} pixels" if n_nan else f"flux is infinite in {int(np.isinf(flux).sum())} pixels")
     if min_flux is not None and lowest < min_flux:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_spectrum']
 
-# %% ../nbs/00b_read_text.ipynb #aa6c4901
+# %% ../nbs/00b_read_text.ipynb #cd174b74
 import gzip
 import io
 import os
@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from .core import SpectraError, read_npz
 
-# %% ../nbs/00b_read_text.ipynb #e976ecf9
+# %% ../nbs/00b_read_text.ipynb #ffbcd19c
 def read_spectrum(
     path: str | os.PathLike,           # .spec, .txt, .csv, .dat, .fits or .npz, also with .gz behind
     *,
@@ -31,7 +32,7 @@ def read_spectrum(
 ) -> tuple[np.ndarray, np.ndarray]:    # (n_pix,) wavelength [Å], (n_pix,) flux, both float64, as they are in the file
     "Read one spectrum; a `SpectraError` says what is wrong with the file."
     memory = {} if memory is None else memory
-    suffix = Path(path).suffix.lower()
+    suffix = os.path.splitext(path)[1].lower()
     try:
         if suffix == ".npz":
             return _same_length(*_read_arrays(path))
@@ -81,7 +82,7 @@ class _Text:
         "A copy of the text."
         return bytes(memoryview(self.buffer)[_MARGIN : _MARGIN + self.size])
 
-# %% ../nbs/00b_read_text.ipynb #53a91f04
+# %% ../nbs/00b_read_text.ipynb #e37dd7cd
 def _buffer(size: int, memory: dict) -> bytearray:
     "A buffer for a text of this size, the one used before if it is long enough."
     if len(memory.get("buffer", b"")) < size + 2 * _MARGIN:
@@ -94,11 +95,10 @@ def _file_bytes(path: str | os.PathLike, memory: dict) -> _Text:
     "Read a file into the buffer of `memory`."
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        buffer = _buffer(size, memory)
-        got, view = 0, memoryview(buffer)
-        while got < size and (n := file.readinto(view[_MARGIN + got : _MARGIN + size])):
+        buffer, got = _buffer(size, memory), 0
+        while got < size and (n := file.readinto(memoryview(buffer)[_MARGIN + got : _MARGIN + size])):
             got += n
-    return _Text(_buffer(got, memory), got)
+    return _Text(buffer, got) if got == size else _padded(_Text(buffer, got).content(), {})
 
 
 def _padded(text: bytes, memory: dict) -> _Text:
@@ -202,7 +202,7 @@ def _line_words(line: bytes, spans: Sequence[tuple[int, int]]) -> list[_Word]:
         words.append(_Word(first, _bytes_word(keep), _bytes_word(template), _bytes_word(fixed), digits))
     return words
 
-# %% ../nbs/00b_read_text.ipynb #de1e6917
+# %% ../nbs/00b_read_text.ipynb #a1fe8861
 def _take(data: np.ndarray, starts: range, at: int) -> np.ndarray:
     "Eight bytes of each line as one number; (n_line,) uint64, a view."
     return np.ndarray((len(starts),), "<u8", data, starts.start + at, (starts.step,))
@@ -213,9 +213,9 @@ def _convert(
     starts: range,               # first byte of each line
     layout: _Layout,             # of the lines
     only: int | None = None,     # convert this number only; what stands before it has been compared already
-) -> tuple[list[np.ndarray], np.ndarray]: # (n_line,) float64 for each number; (n_line,) bool, lines that are laid out differently
+) -> tuple[list[np.ndarray], np.ndarray | None]: # (n_line,) float64 for each number; (n_line,) bool, lines that are laid out differently, if any
     "Convert the same numbers of all lines."
-    totals, wrong = {}, np.zeros(len(starts), bool)
+    totals, wrong = {}, None
     for word in layout.words:
         if only is not None and only not in word.digits:
             continue
@@ -224,9 +224,10 @@ def _convert(
             digits &= word.keep
         single = digits.view(np.uint8).reshape(-1, 8)
         if single.max() > 9 or np.bitwise_or.reduce(digits) & word.fixed:
-            wrong |= (single > 9).any(axis=1) | (digits & word.fixed != 0)
+            differs = (single > 9).any(axis=1) | (digits & word.fixed != 0)
+            wrong = differs if wrong is None else wrong | differs
         for k, (runs, times) in word.digits.items():
-            if only in (None, k):
+            if only is None or k == only:
                 number = _join_digits(_push(digits, runs))
                 totals[k] = totals[k] + number * times if k in totals else number
     return [totals[k] / 10.0**n if k in totals else None for k, n in enumerate(layout.decimals)], wrong
@@ -265,7 +266,7 @@ def _mend(buffer: bytearray, starts: range, columns: Sequence[int], wrong: np.nd
             value[row] = number
     return True
 
-# %% ../nbs/00b_read_text.ipynb #074cacab
+# %% ../nbs/00b_read_text.ipynb #a3689dd6
 @dataclass(frozen=True)
 class _Before:
     """A file that has been read.
@@ -303,14 +304,14 @@ def _like_before(buffer: bytearray, starts: range, columns: Sequence[int], befor
     if before is None or before.columns != tuple(columns) or before.stride != starts.step or len(before.values[0]) != len(starts) or not before.prefix:
         return None
     data = np.frombuffer(buffer, np.uint8)
-    if not all(np.array_equal(_take(data, starts, at), words) for at, words in before.prefix):
+    if not all((_take(data, starts, at) == words).all() for at, words in before.prefix):
         return None
     new, wrong = _convert(data, starts, before.layout, only=len(columns) - 1)
-    if wrong.any() and not _mend(buffer, starts, columns[-1:], wrong, new[-1:]):
+    if wrong is not None and not _mend(buffer, starts, columns[-1:], wrong, new[-1:]):
         return None
     return [*before.values[:-1], new[-1]]
 
-# %% ../nbs/00b_read_text.ipynb #39dd40d0
+# %% ../nbs/00b_read_text.ipynb #05bc04c2
 def _by_runs(buffer: bytearray, first: int, end: int, stride: int, columns: Sequence[int]) -> list[np.ndarray] | None:
     "Convert runs of lines that are `stride` long and the odd lines between them."
     data, parts, n_odd = np.frombuffer(buffer, np.uint8), [], 0
@@ -321,7 +322,7 @@ def _by_runs(buffer: bytearray, first: int, end: int, stride: int, columns: Sequ
         if n_lines:
             starts = range(first, first + n_lines * stride, stride)
             values, wrong = _convert(data, starts, layout)
-            if wrong.any() and not _mend(buffer, starts, columns, wrong, values):
+            if wrong is not None and not _mend(buffer, starts, columns, wrong, values):
                 return None
             parts.append(values)
             first = starts.stop
@@ -336,11 +337,16 @@ def _by_runs(buffer: bytearray, first: int, end: int, stride: int, columns: Sequ
                 return None
     return [np.concatenate(column) for column in zip(*parts)] or None
 
-# %% ../nbs/00b_read_text.ipynb #7e19def1
+# %% ../nbs/00b_read_text.ipynb #b460963a
+@cache
+def _header(comment: str) -> re.Pattern:
+    "What blank lines and comments look like."
+    return re.compile(rb"(?:[ \t]*(?:" + re.escape(comment.encode()) + rb"[^\n]*)?\r?\n)*")
+
+
 def _header_end(text: _Text, comment: str) -> int:
     "Position in the buffer of the first line that is neither blank nor a comment."
-    header = re.compile(rb"(?:[ \t]*(?:" + re.escape(comment.encode()) + rb"[^\n]*)?\r?\n)*")  # `re` keeps what it has compiled
-    return header.match(text.buffer, _MARGIN, _MARGIN + text.size).end()
+    return _header(comment).match(text.buffer, _MARGIN, _MARGIN + text.size).end()
 
 
 def _parse_fast(
