@@ -240,33 +240,47 @@ def _plain(value: Any) -> Any:
     value = value.item() if isinstance(value, (np.generic, np.ndarray)) and np.size(value) == 1 else value
     return value.decode("ascii", "replace").strip() if isinstance(value, bytes) else value.strip() if isinstance(value, str) else value
 
-# %% ../nbs/06_instruments.ipynb #2126ac5d
+# %% ../nbs/06_instruments.ipynb #4217356c
 _FORMATS = {"B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8", "L": "S1"}  # of FITS columns, in numpy
 _BYTES = {"C": 8, "M": 16, "P": 8, "Q": 16}
+
+
+@lru_cache(64)
+def _layout(cards: tuple[tuple[bytes, bytes], ...], n_field: int, scaled: tuple[bytes, ...] = ()) -> np.dtype:
+    "Return the record of a binary table from its cards TTYPEn and TFORMn; survey files share a few of them. Scaled fields stay raw bytes."
+    known = {key.decode(): value.decode().strip() for key, value in cards}
+    fields: dict[str, tuple] = {}
+    for k in range(1, n_field + 1):
+        count, kind = re.match(r"(\d*)([A-Z])", known[f"TFORM{k}"]).groups()
+        count = int(count or 1)
+        if kind == "A": shape: tuple = (f"S{count}",)
+        elif str(k).encode() in scaled: shape = (f"V{count * np.dtype(_FORMATS.get(kind, 'u1')).itemsize}",)
+        elif kind in _FORMATS: shape = (_FORMATS[kind],) if count == 1 else (_FORMATS[kind], (count,))
+        else: shape = (f"V{(count + 7) // 8 if kind == 'X' else count * _BYTES[kind]}",)
+        name = known.get(f"TTYPE{k}", "").lower() or f"column{k}"
+        fields[name if name not in fields else f"{name}_{k}"] = shape
+    return np.dtype([(name, *shape) for name, shape in fields.items()])
 
 
 def _records(hdu: Any) -> np.ndarray:
     "Read a binary table of FITS as a record array (n_row,) with lower-case names, of the byte order of the file."
     place = hdu.fileinfo()
-    place["file"].seek(place["hdrLoc"])
-    header = place["file"].read(place["datLoc"] - place["hdrLoc"])
-    if b"TZERO" in header or b"TSCAL" in header: return hdu.data.view(np.ndarray)  # scaled columns are for astropy
-    cards = {key.decode(): value.decode().strip() for key, value in re.findall(rb"(T(?:TYPE|FORM)\d+) *= '([^']*)'", header)}
-    fields = []
-    for k in range(1, hdu.header["TFIELDS"] + 1):
-        count, kind = re.match(r"(\d*)([A-Z])", cards[f"TFORM{k}"]).groups()
-        count = int(count or 1)
-        if kind == "A": shape = (f"S{count}",)
-        elif kind in _FORMATS: shape = (_FORMATS[kind],) if count == 1 else (_FORMATS[kind], (count,))
-        else: shape = (f"V{(count + 7) // 8 if kind == 'X' else count * _BYTES[kind]}",)
-        fields.append((cards.get(f"TTYPE{k}", f"column{k}").lower(), *shape))
-    dtype = np.dtype([(name if [f[0] for f in fields].count(name) == 1 else f"{name}_{k}", *shape) for k, (name, *shape) in enumerate(fields)])
-    if dtype.itemsize != hdu.header["NAXIS1"]: raise SpectraError(f"the columns of table {hdu.name} take {dtype.itemsize} bytes, its rows {hdu.header['NAXIS1']}")
-    data = place["file"].read(dtype.itemsize * hdu.header["NAXIS2"])
-    if len(data) < dtype.itemsize * hdu.header["NAXIS2"]: raise SpectraError(f"the file is cut short in table {hdu.name}")
+    file, start = place["file"], place["hdrLoc"]
+    file.seek(start)
+    header = file.read(place["datLoc"] - start)
+    sizes = dict(re.findall(rb"(TFIELDS|NAXIS1|NAXIS2) *= *(\d+)", header))
+    if not header.startswith(b"XTENSION= 'BINTABLE") or len(sizes) < 3: return np.zeros(0, [("nothing", "u1")])
+    scaled = tuple(re.findall(rb"T(?:ZERO|SCAL)(\d+) *=", header))
+    if scaled and int(sizes[b"NAXIS2"]) > 1:  # scaled columns are for astropy
+        return np.array(hdu.data).view(np.dtype([(name.lower(), kind) for name, (kind, _) in hdu.data.dtype.fields.items()]))
+    dtype = _layout(tuple(re.findall(rb"(T(?:TYPE|FORM)\d+) *= '([^']*)'", header)), int(sizes[b"TFIELDS"]), scaled)
+    width, n_row = int(sizes[b"NAXIS1"]), int(sizes[b"NAXIS2"])
+    if dtype.itemsize != width: raise SpectraError(f"the columns of table {hdu.name} take {dtype.itemsize} bytes, its rows {width}")
+    data = file.read(width * n_row)
+    if len(data) < width * n_row: raise SpectraError(f"the file is cut short in table {hdu.name}")
     return np.frombuffer(data, dtype)
 
-# %% ../nbs/06_instruments.ipynb #238ef1ce
+# %% ../nbs/06_instruments.ipynb #10f37dd7
 _SDSS_FATAL = sum(1 << bit for bit in (0, 1, 3, 18, 22, 23, 24, 25, 26, 27, 28))
 _FWHM = np.sqrt(8 * np.log(2))
 
@@ -294,7 +308,7 @@ def _read_sdss(hdus: Any, name: str, rows: Any = None) -> Spectra:
 def _sdss_results(hdus: Any) -> dict:
     "Return redshift, class and place from the table of pipeline results, as far as it is there."
     try: row = _records(hdus[2])
-    except (IndexError, KeyError): return {}  # no third part, or no table
+    except IndexError: return {}  # there is no third part
     if len(row) != 1: return {}
     wanted = ("z", "z_err", "zwarning", "class", "subclass", "plug_ra", "plug_dec", "ra", "dec", "sn_median_all", "plate", "mjd", "fiberid")
     renamed = {"plug_ra": "ra", "plug_dec": "dec", "sn_median_all": "snr"}
@@ -615,10 +629,9 @@ def _read_wcs(hdus: Any, name: str, rows: Any = None, **options: Any) -> Spectra
     return _general(wave, found, _numbered(name, len(flux)), _row_info(hdus, len(flux)), frame=_said_frame(hdu.header, hdus[0].header),
                     velocity_frame=_said_velocity(hdu.header, hdus[0].header), options=options | {"rows": rows})
 
-# %% ../nbs/06_instruments.ipynb #35c60576
+# %% ../nbs/06_instruments.ipynb #dcc360ef
 _READERS: dict[str, Callable] = {"sdss": _read_sdss, "lamost": _read_lamost, "desi": _read_desi, "apstar": _read_apstar, "apvisit": _read_apvisit,
                                  "images": _read_images, "table": _read_table, "wcs": _read_wcs}
-_UNPACKED_LIMIT = 4e9
 
 
 def _column_names(hdus: Any, k: int) -> list[str]:
@@ -628,9 +641,21 @@ def _column_names(hdus: Any, k: int) -> list[str]:
     return [str(header.get(f"TTYPE{n}", "")) for n in range(1, header.get("TFIELDS", 0) + 1)]
 
 
+def _check_parts(hdus: Any) -> None:
+    "Walk through the parts of an open file once: a damaged header can lead back to itself, and astropy would follow it for ever."
+    last = -1
+    for k in range(10_000):
+        try: here = hdus[k].fileinfo()["hdrLoc"]
+        except IndexError: return
+        if here <= last: break
+        last = here
+    raise SpectraError("its parts have no end: a header is damaged")
+
+
 def _format_of(hdus: Any) -> str:
     "Tell which reader is meant for an open FITS file."
     if {"loglam", "flux", "ivar"} <= {column.lower() for column in _column_names(hdus, 1)}: return "sdss"
+    _check_parts(hdus)
     names = {hdu.name for hdu in hdus}
     columns = [_column_names(hdus, k) for k in range(len(hdus))]
     units = [str(hdu.header.get("BUNIT", "")).lower() for hdu in hdus]
@@ -644,6 +669,9 @@ def _format_of(hdus: Any) -> str:
     if any(hdu.is_image and hdu.shape and ("CRVAL1" in hdu.header or "CRVAL2" in hdu.header) for hdu in hdus): return "wcs"
     held = ", ".join(f"{hdu.name or k} ({', '.join(columns[k][:4])}, …)" if columns[k] else str(hdu.name or k) for k, hdu in enumerate(hdus))
     raise SpectraError(f"there are no spectra in it that we know how to read: it holds {held}")
+
+# %% ../nbs/06_instruments.ipynb #2b82dcc2
+_UNPACKED_LIMIT = 4e9
 
 
 @contextmanager
@@ -756,7 +784,7 @@ def _read_arrays(path: Path, name: str, *, frame: str | None, error: Any, rows: 
     found = {what: arrays[key] for what, key in which.items() if what != "wave"}
     return _general(wave, found, ids, info, frame=said, velocity_frame=None, options=dict(frame=frame, error=error, rows=rows))
 
-# %% ../nbs/06_instruments.ipynb #de22e8bf
+# %% ../nbs/06_instruments.ipynb #45046693
 def _read_one(path: Path, *, frame: str | None, error: Any, rows: Any, format: str | None, unit: str | None) -> Spectra:
     "Read the spectra of one file, whatever it is."
     name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
@@ -769,6 +797,7 @@ def _read_one(path: Path, *, frame: str | None, error: Any, rows: Any, format: s
     if start[:4] == b"PK\x03\x04": return _read_arrays(path, name, frame=frame, error=error, rows=rows, unit=unit)
     if start[:6] != b"SIMPLE": return _read_text(path, name, frame=frame, error=error, unit=unit)
     with _open_fits(path) as hdus:
+        if format not in (None, "sdss"): _check_parts(hdus)
         kind = format or _format_of(hdus)
         general = dict(frame=frame, error=error, unit=unit) if kind in ("images", "table", "wcs") else {}
         return _READERS[kind](hdus, name, rows, **general)

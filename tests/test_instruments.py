@@ -400,3 +400,14 @@ def test_the_sky_of_real_spectra_is_masked():
         excess = sky - np.convolve(np.pad(sky, 75, "edge"), np.ones(151) / 151, "valid")
         strong = (excess > 6 * np.median(sky)) & (wave > 5570) & (wave < 9100)
         assert strong.sum() > 20 and sky_mask(wave)[strong].mean() > 0.9
+
+
+def test_scaled_columns_of_rewritten_files(tmp_path):
+    """Unsigned integers are stored with an offset: the mask is read as numbers, and pipeline results around one stay right."""
+    mask = np.zeros(N, np.uint32)
+    mask[7] = 1 << 24
+    columns = [fits.Column(key, kind, array=values, bzero=zero) for key, kind, values, zero in (
+        ("flux", "E", np.ones(N), None), ("loglam", "E", 3.6 + 1e-4 * np.arange(N), None), ("ivar", "E", np.ones(N), None), ("AND_MASK", "J", mask, 2**31))]
+    results = [fits.Column("COUNT", "J", array=np.array([5], np.uint32), bzero=2**31), fits.Column("Z", "E", array=[0.25])]
+    one = read_spectra(write(tmp_path / "a.fits", fits.BinTableHDU.from_columns(columns), fits.BinTableHDU.from_columns(results)))
+    assert np.flatnonzero(one.mask[0]).tolist() == [7] and info_column(one, "z")[0] == 0.25
