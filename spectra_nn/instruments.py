@@ -695,7 +695,7 @@ def _open_fits(path: Path) -> Iterator[Any]:
             ArithmeticError, fits.VerifyError) as problem:
         raise SpectraError(f"the FITS file is cut short, damaged or not what it seems ({type(problem).__name__}: {str(problem)[:120]})") from problem
 
-# %% ../nbs/06_instruments.ipynb #d3c16161
+# %% ../nbs/06_instruments.ipynb #13262697
 def _header_names(path: Path) -> tuple[int, list[str]]:
     "Return how many columns a text file has, and their names if its header gives as many."
     data = path.read_bytes()
@@ -728,6 +728,12 @@ def _third_column(names: list[str], n_column: int, error: Any) -> tuple[int, str
     return (2, error or "error") if unnamed or (n_column > 2 and error) else None
 
 
+def _ecsv_header(path: Path) -> str:
+    "Return the lines in front of an ECSV table, which tell units; nothing for other files."
+    with (gzip.open if path.read_bytes()[:2] == b"\x1f\x8b" else open)(path, "rt", encoding="utf-8", errors="replace") as file:
+        return "".join(line for _, line in zip(range(200), file) if line.startswith("#")) if file.readline().startswith("# %ECSV") else ""
+
+
 def _read_text(path: Path, name: str, *, frame: str | None, error: Any, unit: str | None) -> Spectra:
     "Read one spectrum from a text file."
     wave, flux = read_spectrum(path)
@@ -736,7 +742,8 @@ def _read_text(path: Path, name: str, *, frame: str | None, error: Any, unit: st
     if column is not None and not isinstance(error, (int, float)): found[column[1]] = read_spectrum(path, columns=(0, column[0]))[1]
     masks = [k for k, column in enumerate(names[2:], start=2) if any(part in column for part in ("mask", "flag", "qual"))]
     if masks: found["mask"] = read_spectrum(path, columns=(0, masks[0]))[1]
-    wave = _as_wave(wave, names[0] if names else "", unit)
+    said = re.search(rf"name: {re.escape(names[0])}, unit: (\w+)", head) if names and (head := _ecsv_header(path)) else None
+    wave = _as_wave(wave, names[0] if names else "", unit or (said[1] if said else None))
     return _general(wave, found, [name], [{}], frame=None, velocity_frame=None, options=dict(frame=frame, error=error))
 
 # %% ../nbs/06_instruments.ipynb #6595bedc
@@ -784,7 +791,7 @@ def _read_arrays(path: Path, name: str, *, frame: str | None, error: Any, rows: 
     found = {what: arrays[key] for what, key in which.items() if what != "wave"}
     return _general(wave, found, ids, info, frame=said, velocity_frame=None, options=dict(frame=frame, error=error, rows=rows))
 
-# %% ../nbs/06_instruments.ipynb #45046693
+# %% ../nbs/06_instruments.ipynb #ad512978
 def _read_one(path: Path, *, frame: str | None, error: Any, rows: Any, format: str | None, unit: str | None) -> Spectra:
     "Read the spectra of one file, whatever it is."
     name = path.name.removesuffix(".gz").rsplit(".", 1)[0]
@@ -800,7 +807,10 @@ def _read_one(path: Path, *, frame: str | None, error: Any, rows: Any, format: s
         if format not in (None, "sdss"): _check_parts(hdus)
         kind = format or _format_of(hdus)
         general = dict(frame=frame, error=error, unit=unit) if kind in ("images", "table", "wcs") else {}
-        return _READERS[kind](hdus, name, rows, **general)
+        spectra = _READERS[kind](hdus, name, rows, **general)
+    if frame not in (None, spectra.frame):
+        for one in spectra.meta["info"].values(): one["notes"] = [*one.get("notes", []), f"the file says {spectra.frame}, so frame={frame!r} was not used"]
+    return spectra
 
 # %% ../nbs/06_instruments.ipynb #cb016bb0
 def _join(parts: Sequence[Spectra]) -> Spectra:

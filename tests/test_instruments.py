@@ -411,3 +411,19 @@ def test_scaled_columns_of_rewritten_files(tmp_path):
     results = [fits.Column("COUNT", "J", array=np.array([5], np.uint32), bzero=2**31), fits.Column("Z", "E", array=[0.25])]
     one = read_spectra(write(tmp_path / "a.fits", fits.BinTableHDU.from_columns(columns), fits.BinTableHDU.from_columns(results)))
     assert np.flatnonzero(one.mask[0]).tolist() == [7] and info_column(one, "z")[0] == 0.25
+
+
+def test_ecsv_tables_tell_the_unit(tmp_path):
+    from astropy.table import QTable
+    from astropy import units as u
+
+    wave = np.linspace(500, 600, 50)
+    QTable(dict(wave=wave * u.nm, flux=np.ones(50), err=np.full(50, 0.1))).write(tmp_path / "t.ecsv")
+    spectra = read_spectra(tmp_path / "t.ecsv", frame="air")
+    np.testing.assert_allclose(spectra.wave, 10 * wave)
+    np.testing.assert_allclose(spectra.ivar, 100)
+
+
+def test_a_frame_that_the_file_contradicts_is_noted(tmp_path):
+    spectra = read_spectra(sdss(tmp_path / "a.fits"), frame="air")
+    assert spectra.frame == "vacuum" and "frame='air' was not used" in spectra.meta["info"][spectra.ids[0]]["notes"][0]
