@@ -331,7 +331,7 @@ def plot_report(
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
-# %% ../nbs/01_data_prep.ipynb #c562169d
+# %% ../nbs/01_data_prep.ipynb #7db47927
 @dataclass(frozen=True, eq=False)
 class _Sources:
     """Files and what the tables say about them.
@@ -376,7 +376,8 @@ def list_spectra(
     folder, suffixes = Path(folder), (suffix,) if isinstance(suffix, str) else tuple(suffix)
     if not folder.is_dir():
         raise SpectraError(f"{folder} is not a folder{'' if folder.exists() else ': it does not exist'}.")
-    names = [path for path in folder.iterdir() if path.is_file()]
+    with os.scandir(folder) as entries:
+        names = [folder / entry.name for entry in entries if entry.is_file()]
     found = sorted((path for path in names if path.name.endswith(suffixes)), key=_natural)
     if not found:
         others = Counter(path.suffix or path.name for path in names).most_common(3)

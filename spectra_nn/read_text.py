@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_spectrum']
 
-# %% ../nbs/00b_read_text.ipynb #cd174b74
+# %% ../nbs/00b_read_text.ipynb #9a1f6331
 import gzip
 import io
 import os
@@ -14,7 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -165,12 +165,18 @@ class _Layout:
     decimals: list[int]
     words: list[_Word]
 
-# %% ../nbs/00b_read_text.ipynb #d16d34a3
+# %% ../nbs/00b_read_text.ipynb #7631342c
 _NUMBER = re.compile(rb"[ \t]*(\d+(?:\.\d+)?)(?=[ \t\r\n])")
 
 
 def _find_layout(line: bytes, columns: Sequence[int]) -> _Layout | None:
     "Find the wanted numbers in a line with its line feed; None if they are not plain, or have more than 15 digits."
+    return _layout_of_shape(re.sub(rb"\d", b"0", line), tuple(columns))  # which digits makes no difference
+
+
+@lru_cache(maxsize=100)
+def _layout_of_shape(line: bytes, columns: tuple[int, ...]) -> _Layout | None:
+    "The same for a line with zeros for digits."
     if min(columns) < 0 or len(set(columns)) < len(columns):
         return None
     spans, position = [], 0
@@ -337,7 +343,7 @@ def _by_runs(buffer: bytearray, first: int, end: int, stride: int, columns: Sequ
                 return None
     return [np.concatenate(column) for column in zip(*parts)] or None
 
-# %% ../nbs/00b_read_text.ipynb #b460963a
+# %% ../nbs/00b_read_text.ipynb #755fea9b
 @cache
 def _header(comment: str) -> re.Pattern:
     "What blank lines and comments look like."
@@ -362,12 +368,12 @@ def _parse_fast(
         return None
     if (end - first) % stride == 0:
         starts = range(first, end, stride)
-        if (values := _like_before(buffer, starts, columns, memory.get("before"))) is not None:
+        if (values := _like_before(buffer, starts, columns, memory.get(("before", len(starts))))) is not None:
             return values
     values = _by_runs(buffer, first, end, stride, columns)
-    if values is not None and len(values[0]) * stride == end - first:
+    if values is not None and len(values[0]) * stride == end - first and len(memory) < 10:
         layout = _find_layout(bytes(buffer[first : first + stride]), columns)
-        memory["before"] = _remember(np.frombuffer(buffer, np.uint8), range(first, end, stride), columns, layout, values)
+        memory[("before", len(values[0]))] = _remember(np.frombuffer(buffer, np.uint8), range(first, end, stride), columns, layout, values)
     return values
 
 # %% ../nbs/00b_read_text.ipynb #76563d82
