@@ -490,7 +490,7 @@ def _pieces(
     cut = np.flatnonzero(step > 3 * around)
     return np.stack([log_wave[np.r_[0, cut + 1]], log_wave[np.r_[cut, len(wave) - 1]]], 1)
 
-# %% ../nbs/04_observe.ipynb #5d4e3882
+# %% ../nbs/04_observe.ipynb #56aa7116
 @dataclass(frozen=True)
 class _Grid:
     "The working grid: ln λ of its first point, its step, its length, and where its finer points lie on the restframe grid's index."
@@ -507,7 +507,7 @@ def _working_grid(rest_wave: np.ndarray, low: float, high: float, spread: LineSp
     "Lay out the working grid between `low` and `high`, ln λ, as far as the model goes, with room for the kernel."
     log_rest = np.log(rest_wave)
     native = np.diff(log_rest).min()
-    step = max(native, spread.fwhm / 4 / SPEED_OF_LIGHT)
+    step = max(native, spread.fwhm / (8 if spread.profile else 4) / SPEED_OF_LIGHT)  # a profile may have sharper parts than its width tells
     thinning = int(np.ceil(step / native - 1e-9))
     native = step / thinning
     kernel = spread.kernel(native * SPEED_OF_LIGHT, rest_resolution) if spread.constant else None
@@ -718,10 +718,12 @@ class BroadenedEmulator:
         "Whether the emulator's own labels are inside its training domain."
         return self.core.domain(labels[:, :-len(self.broadening)])
 
-# %% ../nbs/04_observe.ipynb #4b634366
+# %% ../nbs/04_observe.ipynb #47bf5f10
 def _kernel_and_slope(name: str, velocity: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    "Return kernels (n, m) of `width` (n,) and their derivatives by it."
-    return torch.func.jvp(lambda w: _BROADENING[name][0](velocity, w), (width,), (torch.ones_like(width),))
+    "Return kernels (n, m) of `width` (n,) and their derivatives by it, central differences good to 1e-7."
+    make, step = _BROADENING[name][0], 1e-4 * width.clamp_min(0.01)
+    below = (width - step).clamp_min(0)
+    return make(velocity, width), (make(velocity, width + step) - make(velocity, below)) / (width + step - below)[:, None]
 
 
 def _broaden_coefficients(observer: Observer, names: tuple[str, ...], sharp: Tensor, widths: Tensor, free: list[int]) -> Tensor:

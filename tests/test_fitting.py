@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from spectra_nn.core import SPEED_OF_LIGHT, Spectra, SpectraError
+from spectra_nn.core import SPEED_OF_LIGHT, Spectra, SpectraError, log_grid
 from spectra_nn.fitting import FitFlag, fit
-from spectra_nn.observe import LineSpread, Observer
+from spectra_nn.observe import LineSpread, Observer, rotate
 
 torch.set_num_threads(1)
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data" / "real" / "stars"
@@ -173,6 +173,38 @@ def test_label_at_its_bound_is_flagged(emulator):
     hot = observe(emulator, [[7600.0, 3.0, 0.3]], [0.0], [300.0])
     result = fit(emulator, hot, **OPTIONS)
     assert result.flags[0] & FitFlag.AT_BOUND and not np.isclose(result.table["teff"].value[0], 7600)
+
+
+def test_label_at_its_bound_is_named(emulator):
+    """The column says which parameter stands at a bound, and nothing for stars in order."""
+    pair = observe(emulator, [[7600.0, 3.0, 0.3], STAR], [0.0, 0.0], [300.0, 100.0])
+    result = fit(emulator, pair, **OPTIONS)
+    assert "teff" in result.table["at_bound"][0].split() and result.table["at_bound"][1] == ""
+
+
+@pytest.mark.parametrize("vsini", [5.0, 15.0, 50.0, 100.0])
+def test_rotation_is_fitted(emulator, vsini):
+    """Truth made by another route: `rotate` on a fine grid of the restframe spectrum."""
+    fine = log_grid(emulator.wave[0], emulator.wave[-1], 0.9)
+    sharp = emulator.predict(np.array([STAR]))[0].astype(float)
+    turning = rotate(fine, torch.from_numpy(np.interp(fine, emulator.wave, sharp)), vsini)
+    flux, valid = Observer(fine, PIXELS, line_spread=LineSpread(20_000), dtype=torch.float64)(turning, 30.0)
+    flux = np.where(valid, flux, 1.0) + np.random.default_rng(1).normal(0, 0.01, flux.shape)
+    star = Spectra(PIXELS, flux, np.where(valid, 1e4, 0.0), frame="air")
+    result = fit(emulator, star, free=[*emulator.label_names, "vsini"], **OPTIONS)
+    found, error = result.table["vsini"].value[0], result.table["vsini_err"].value[0]
+    assert abs(found - vsini) < 4 * error and error < 1 + 0.05 * vsini and result.flags[0] == 0
+    assert abs(result.table["teff"].value[0] - STAR[0]) < 4 * result.table["teff_err"].value[0]
+    residual = (flux[0] - result.model_flux(0))[result.good[0]] * 100
+    np.testing.assert_allclose((residual**2).sum(), result.table["chi2"][0], rtol=1e-3)
+
+
+def test_resolution_per_star_and_as_table(emulator):
+    stars = observe(emulator, [STAR] * 2, [20.0] * 2, [60.0] * 2)
+    number, array, table = (values(fit(emulator, stars, **(OPTIONS | dict(resolution=r))))
+                            for r in (20_000.0, np.array([20_000.0, 20_000.0]), ([5000.0, 6000.0], [20_000.0, 20_000.0])))
+    errors = np.sqrt(np.diagonal(fit(emulator, stars, **OPTIONS).covariance, axis1=1, axis2=2))
+    assert (abs(array - number) < 0.02 * errors).all() and (abs(table - number) < 0.05 * errors).all()
 
 
 def test_useless_label_is_flagged(emulator):
