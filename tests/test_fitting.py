@@ -9,7 +9,7 @@ import torch
 
 from spectra_nn.core import SPEED_OF_LIGHT, Spectra, SpectraError, log_grid
 from spectra_nn.fitting import FitFlag, fit
-from spectra_nn.observe import LineSpread, Observer, rotate
+from spectra_nn.observe import LineSpread, Observer, PixelGrid, ResolutionMatrix, rotate
 
 torch.set_num_threads(1)
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data" / "real" / "stars"
@@ -205,6 +205,38 @@ def test_resolution_per_star_and_as_table(emulator):
                             for r in (20_000.0, np.array([20_000.0, 20_000.0]), ([5000.0, 6000.0], [20_000.0, 20_000.0])))
     errors = np.sqrt(np.diagonal(fit(emulator, stars, **OPTIONS).covariance, axis1=1, axis2=2))
     assert (abs(array - number) < 0.02 * errors).all() and (abs(table - number) < 0.05 * errors).all()
+
+
+def test_resolution_matrix_per_star(emulator):
+    """Two stars through fibres of different resolution, pixels integrated: each matrix belongs to its star."""
+    sigma = np.array([[1.8], [3.0]])[..., None]
+    offset = np.arange(-9, 10)[:, None]
+    bands = np.broadcast_to(np.exp(-0.5 * (offset / sigma) ** 2) / np.exp(-0.5 * (offset / sigma) ** 2).sum(1, keepdims=True), (2, 19, len(PIXELS))).copy()
+    chain = Observer(emulator.wave, PixelGrid(PIXELS), resolution_matrix=ResolutionMatrix(bands), dtype=torch.float64)
+    flux, valid = chain(torch.tensor(emulator.predict(np.array([STAR] * 2))).double(), torch.tensor([30.0, -60.0]))
+    inner = valid.numpy() & (np.arange(len(PIXELS)) >= 10) & (np.arange(len(PIXELS)) < len(PIXELS) - 10)
+    noisy = np.where(inner, flux, 1.0) + np.random.default_rng(2).normal(0, 0.01, flux.shape)
+    stars = Spectra(PIXELS, noisy, np.where(inner, 1e4, 0.0), frame="air")
+    options = OPTIONS | dict(resolution=ResolutionMatrix(bands))
+    result = fit(emulator, stars, **options)
+    errors = np.sqrt(np.diagonal(result.covariance, axis1=1, axis2=2))
+    assert (abs(values(result) - np.c_[[STAR] * 2, [30.0, -60.0]]) < 4.5 * errors).all() and (result.flags == 0).all()
+    swapped = fit(emulator, stars, **(options | dict(resolution=ResolutionMatrix(bands[::-1].copy()))))
+    assert (swapped.table["chi2"] > 1.3 * result.table["chi2"]).all()
+    part = fit(emulator, stars, windows=[(5350, 5380)], **options)
+    assert (part.table["chi2"] < 1.25 * part.table["dof"]).all()  # the ends of the window see the light from beyond
+    residual = (noisy[1] - result.model_flux(1))[result.good[1]] * 100
+    np.testing.assert_allclose((residual**2).sum(), result.table["chi2"][1], rtol=1e-3)
+
+
+def test_integration_is_a_matter_of_what_resolution_means(emulator):
+    """Pixels as wide as the lines: a model that is only sampled does not fit."""
+    wave = np.arange(5340.0, 5390.0, 0.3)
+    chain = Observer(emulator.wave, PixelGrid(wave), line_spread=LineSpread(20_000), dtype=torch.float64)
+    flux, _ = chain(torch.tensor(emulator.predict(np.array([STAR]))).double(), 12.0)
+    star = Spectra(wave, flux.numpy() + np.random.default_rng(3).normal(0, 0.003, flux.shape), np.full(flux.shape, 0.003**-2.0), frame="air")
+    integrated, sampled = (fit(emulator, star, integrate=flag, **OPTIONS).table for flag in (True, False))
+    assert integrated["chi2"][0] < 1.4 * integrated["dof"][0] and sampled["chi2"][0] > 2 * integrated["chi2"][0]
 
 
 def test_useless_label_is_flagged(emulator):
