@@ -136,6 +136,28 @@ def test_memory_of_the_file_before_never_leaks_into_the_next(tmp_path):
         np.testing.assert_array_equal(read_spectrum(tmp_path / "a.spec", memory=memory), np.loadtxt(tmp_path / "a.spec", usecols=(0, 1), unpack=True))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_odd_lines_among_regular_ones_are_read_as_loadtxt_reads_them(tmp_path, seed):
+    rng, memory, path = np.random.default_rng(seed), {}, tmp_path / "a.spec"
+    for _ in range(100):
+        n, eol = rng.choice([3, 40, 41, 200]), rng.choice(["\n", "\r\n"])
+        style = rng.choice(["{:.3f}  {:.5f}  1.0", "{:9.4f} {:.8f}", "{:.2f} {:.14f}  2.0", "{}  {:.15f}"])
+        lines = [style.format(5330 + 0.02 * i, x) for i, x in enumerate(rng.uniform(0, 1.2, n))]
+        for i in rng.integers(0, n, rng.choice([0, 1, 2, 15])):
+            odd = [lines[i].replace("0.", "-0."), "5331.0 nan nan", lines[i] + "0", lines[i][:12], "# x", "", lines[i].replace("  ", " 1", 1), lines[i].replace(".", " ", 1)]
+            lines[i] = str(rng.choice(odd))
+        path.write_bytes((rng.choice(["", "# a long header of this\n#b\n"]) + eol.join(lines) + rng.choice([eol, ""])).encode())
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # a file without data
+                want = np.loadtxt(path, usecols=(0, 1), unpack=True, ndmin=2)
+        except (ValueError, UserWarning):
+            with pytest.raises(SpectraError):
+                read_spectrum(path, memory=memory)
+            continue
+        np.testing.assert_allclose(read_spectrum(path, memory=memory), want, rtol=4e-16, atol=0)
+
+
 def test_label_table_problems(tmp_path):
     folder = make_folder(tmp_path / "specs")
     table = folder / "spectra_parameters.csv"
