@@ -22,13 +22,13 @@ from .observe import (BroadenedEmulator, Continuum, LineSpread, ObservedEmulator
 # %% auto #0
 __all__ = ['FitFlag', 'FitResult', 'fit']
 
-# %% ../nbs/05_fitting.ipynb #feeb6857
+# %% ../nbs/05_fitting.ipynb #c3d5bdbc
 class FitFlag(IntFlag):
     "What may be wrong with a fit; bits add up, 0 is good."
     BAD_INPUT = 1             # no usable pixel, or none where the emulator has wavelengths; the row is NaN
     FEW_PIXELS = 2            # fewer good pixels than the fit needs; the row is NaN
     NOT_CONVERGED = 4         # the last step still changed chi2
-    AT_BOUND = 8              # a label or the velocity was stopped by its bound
+    AT_BOUND = 8              # a label or the velocity was stopped by its bound; the column `at_bound` names it
     OUTSIDE_DOMAIN = 16       # the labels lie where the emulator was not trained
     POOR_CHI2 = 32            # chi2 per degree of freedom above `poor_chi2`: errors too small, or a star unlike the model
     VELOCITY_UNRELIABLE = 64  # the cross-correlation has no peak that stands out
