@@ -427,3 +427,29 @@ def test_ecsv_tables_tell_the_unit(tmp_path):
 def test_a_frame_that_the_file_contradicts_is_noted(tmp_path):
     spectra = read_spectra(sdss(tmp_path / "a.fits"), frame="air")
     assert spectra.frame == "vacuum" and "frame='air' was not used" in spectra.meta["info"][spectra.ids[0]]["notes"][0]
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real files are not here")
+@pytest.mark.parametrize("name, teff", [("apStar-dr17-2M17335483-2753043", 3500), ("apVisit-r13-9518-57729-104", 4500), ("apVisit-r13-5095-55844-128", 5000)])
+def test_velocity_frames_of_apogee_are_what_we_say(name, teff):
+    """Against synthetic spectra the combined star stands still, and a visit moves as VHELIO - BC, so that it is topocentric."""
+    from scipy.ndimage import gaussian_filter1d, median_filter
+    from scipy.signal import correlate
+
+    step = 3e-6
+    grid = np.arange(np.log(15_160), np.log(16_930), step)
+
+    def flattened(spectra, row=0):
+        good = ~spectra.mask[row]
+        flux = np.interp(grid, np.log(spectra.wave[good]), spectra.flux[row, good])
+        flux = np.clip(flux / gaussian_filter1d(median_filter(flux, 301), 400) - 1, -0.4, 0.2)
+        return np.where(np.interp(grid, np.log(spectra.wave), 1.0 * ~good) > 0, 0, flux)
+
+    synthetic = read_spectra(REAL / "stars" / "apg_rvsynthgrid.fits.gz", frame="air", error=0.01).to_frame("vacuum")
+    near = np.flatnonzero(info_column(synthetic, "teff (k)") == teff)
+    one = read_spectra(REAL / "stars" / f"{name}.fits.gz")
+    star = flattened(one)[150:-150]
+    match = [correlate(flattened(synthetic, row), star, mode="valid", method="fft") for row in near[:4]]  # (301,) of each, no shift in the middle
+    best = (150 - max(match, key=np.max).argmax()) * step * 299_792.458
+    expected = 0 if one.velocity_frame == "rest" else info_column(one, "vhelio")[0] - info_column(one, "bc")[0]
+    assert abs(best - expected) < 1.8  # two steps of the search, and the star's own template is not among these
