@@ -436,7 +436,7 @@ def _gather_sources(folders, tables, suffix, key, broadening: Mapping[str, Any],
     several = len(folders) > 1
     return _Sources(paths, [f"{path.parent.name}/{path.name}" if several else path.name for path in paths], reasons, np.vstack(labels), names, amounts, n_without)
 
-# %% ../nbs/01_data_prep.ipynb #8f4d4f90
+# %% ../nbs/01_data_prep.ipynb #fd7eb2ca
 def _prepare_batch(paths: Sequence[Path], broadening: Sequence[dict], settings: PrepSettings, memory: dict) -> list[np.ndarray | str]:
     "Flux of each file, or the reason why not. Never raises for a bad file."
     results = []
@@ -450,12 +450,18 @@ def _prepare_batch(paths: Sequence[Path], broadening: Sequence[dict], settings: 
     return results
 
 
-def _serve(connection: Any, settings: PrepSettings) -> None:
+def _serve(connection: Any, settings: PrepSettings, shelves: Sequence[Any]) -> None:
     "What a worker process does: treat one batch after the other until it is told to stop or the main process is gone."
     memory: dict = {}
+    rows = [np.frombuffer(shelf, np.float32).reshape(-1, len(settings.target)) for shelf in shelves]
     try:
-        while (batch := connection.recv()) is not None:
-            connection.send(_prepare_batch(*batch, settings, memory))
+        while (work := connection.recv()) is not None:
+            shelf, batch = work
+            results = _prepare_batch(*batch, settings, memory)
+            for row, result in zip(rows[shelf], results):
+                if not isinstance(result, str):
+                    row[:] = result
+            connection.send([result if isinstance(result, str) else None for result in results])
     except (EOFError, OSError, KeyboardInterrupt):
         pass
 
@@ -463,34 +469,37 @@ def _serve(connection: Any, settings: PrepSettings) -> None:
 def _in_processes(batches: Sequence[tuple], settings: PrepSettings, n_workers: int) -> Iterator[list[np.ndarray | str]]:
     "Results of the batches in order, from worker processes with one batch each under way."
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    workers, done = [], 0
+    workers, done, size = [], 0, max(map(len, (paths for paths, _ in batches)))
     try:
         with warnings.catch_warnings():  # Python 3.12 warns of a fork beside any other thread; a worker takes no lock
             warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
             for batch in batches[:n_workers]:
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, settings), daemon=True)
+                shelves = [context.RawArray("f", size * len(settings.target)) for _ in range(2)]
+                process = context.Process(target=_serve, args=(theirs, settings, shelves), daemon=True)
                 process.start()
                 theirs.close()  # so that the death of the worker ends the pipe
-                workers.append((process, ours))
-                ours.send(batch)
+                workers.append((process, ours, [np.frombuffer(shelf, np.float32).reshape(size, -1) for shelf in shelves]))
+                ours.send((0, batch))
         for k in range(len(batches)):
-            connection = workers[k % len(workers)][1]
-            results = connection.recv()
-            connection.send(batches[k + len(workers)] if k + len(workers) < len(batches) else None)
+            _, connection, rows = workers[k % len(workers)]
+            shelf = k // len(workers) % 2  # the worker fills the other one meanwhile
+            results = [rows[shelf][j] if reason is None else reason for j, reason in enumerate(connection.recv())]
+            after = k + len(workers)
+            connection.send((1 - shelf, batches[after]) if after < len(batches) else None)
             done += 1
             yield results
     except (EOFError, OSError) as error:
         warnings.warn(f"a worker process died ({type(error).__name__}); going on in one process", RuntimeWarning, stacklevel=2)
     finally:
-        for process, connection in workers:
+        for process, connection, _ in workers:
             connection.close()
             process.terminate()
             process.join()
     for batch in batches[done:]:
         yield _prepare_batch(*batch, settings, {})
 
-# %% ../nbs/01_data_prep.ipynb #2f76a461
+# %% ../nbs/01_data_prep.ipynb #959145f9
 @contextmanager
 def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int], Any]]:
     "Yield a function to be called with the number of files just done."
@@ -508,11 +517,11 @@ def _prepare_all(sources: _Sources, todo: Sequence[int], settings: PrepSettings,
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = max(n_cores if n_workers is None else n_workers, 1)
     memory, start, done = {}, perf_counter(), 0
-    worthwhile = 2 * (2e-4 + 4 * len(settings.target) / 5e8)  # s a file; twice what it takes to send a row back
+    worthwhile = 0.1 if sys.platform == "linux" else 5.0  # s left to do; a fork is quick, a fresh Python is not
     with _progress_bar(len(todo), progress) as bar:
         while done < len(todo):
             each = (perf_counter() - start) / max(done, 1)
-            if workers > 1 and (done >= 16 and each > worthwhile and each * (len(todo) - done) > 1 if n_workers is None else done >= 1):
+            if workers > 1 and (done >= 16 and each * (len(todo) - done) > worthwhile if n_workers is None else done >= 1):
                 break
             batch = todo[done : done + (4 if n_workers is None else 1)]
             for i, result in zip(batch, _prepare_batch([sources.paths[i] for i in batch], [sources.broadening[i] for i in batch], settings, memory)):

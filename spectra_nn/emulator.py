@@ -94,7 +94,7 @@ class EmulatorInfo:
             if value not in known:
                 raise SpectraError(f"{name} is {value!r}; expected one of {known}")
 
-# %% ../nbs/03_emulator.ipynb #96e25d95
+# %% ../nbs/03_emulator.ipynb #7e2bed5d
 class SpectrumNetwork(nn.Module):
     """Labels → flux, as act(hidden(labels) @ weight.T + bias).
 
@@ -127,10 +127,10 @@ class SpectrumNetwork(nn.Module):
         h, dh = self.network.tangents(*(v.to(dtype) for v in self.features.tangents(labels)))
         return h.to(self.weight.dtype), dh.to(self.weight.dtype)
 
-    def last_layer(self, hidden: torch.Tensor, pixels=slice(None)) -> torch.Tensor:
-        "(n, n_pix) flux for `hidden` (n, k), at some or all pixels."
-        flux = torch.addmm(self.bias[pixels], hidden, self.weight[pixels].T)
-        return torch.sigmoid(flux) if self.output_activation == "sigmoid" else flux
+    def last_layer(self, hidden: torch.Tensor, pixels=slice(None), out: torch.Tensor | None = None) -> torch.Tensor:
+        "(n, n_pix) flux for `hidden` (n, k), at some or all pixels; written to `out` if given."
+        flux = torch.addmm(self.bias[pixels], hidden, self.weight[pixels].T, out=out)
+        return torch.sigmoid(flux, out=out) if self.output_activation == "sigmoid" else flux
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
         "(n, n_pix) flux for labels (n, n_label)."
@@ -211,7 +211,7 @@ def _tensor(emulator: Emulator, labels) -> torch.Tensor:
     "User labels as a float64 tensor on the emulator's device."
     return torch.as_tensor(label_array(labels, emulator.label_names), dtype=torch.float64, device=emulator.weight.device)
 
-# %% ../nbs/03_emulator.ipynb #4785c145
+# %% ../nbs/03_emulator.ipynb #8e824b52
 def predict(
     emulator: Emulator,        # trained
     labels: Any,               # dict, Table or (n_spec, n_label) array; one star or many; Teff in K
@@ -227,10 +227,15 @@ def predict(
         worst = int(check.distance.argmax())
         warnings.warn(f"{(~check.inside).sum()} of {len(theta)} label sets are outside the training domain (row {worst} by {check.distance[worst]:.2g} "
                       f"of the range in {check.culprit[worst]}); the flux there is extrapolated", DomainWarning, stacklevel=3)
-    flux = np.empty((len(theta), len(emulator.wave[pixels])), np.float32)
+    flux = torch.empty(len(theta), len(emulator.wave[pixels]))
+    direct = emulator.weight.device.type == "cpu"  # the matrix product then writes where the flux is wanted
     with torch.inference_mode():
         for i in range(0, len(theta), chunk):
-            flux[i:i + chunk] = emulator.last_layer(emulator.hidden(theta[i:i + chunk]), pixels).cpu()
+            part = flux[i:i + chunk]
+            found = emulator.last_layer(emulator.hidden(theta[i:i + chunk]), pixels, part if direct else None)
+            if found is not part:
+                part.copy_(found)
+    flux = flux.numpy()
     if outside == "nan":
         flux[~check.inside] = np.nan
     return flux

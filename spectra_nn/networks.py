@@ -201,21 +201,21 @@ def abundance_columns(
     "Labels that move the lines of one element only."
     return [i for i, n in enumerate(label_names) if n.endswith(("_Fe", "_H")) or n.startswith("A_")]
 
-# %% ../nbs/02b_networks.ipynb #29d95344
+# %% ../nbs/02b_networks.ipynb #52fe59c7
 def _matern(
-    square: torch.Tensor,  # squared scaled distance; overwritten where nobody differentiates
-) -> torch.Tensor:         # the kernel's value
-    "The Matérn-5/2 kernel of a squared distance."
+    squares: torch.Tensor,  # s², five times the squared distance; overwritten where nobody differentiates
+) -> torch.Tensor:          # the kernel's value
+    "The Matérn-5/2 kernel."
     if torch.is_grad_enabled():
-        s = torch.sqrt(5 * square.clamp_min(0) + 1e-12)
+        s = torch.sqrt(squares.clamp_min(0) + 1e-12)
         return torch.exp(-s) * (1 + s + s * s / 3)
-    s = square.clamp_min_(0).mul_(5).sqrt()  # in place it is twice as fast
-    return square.div_(3).add_(s).add_(1).mul_(s.neg_().exp_())
+    s = squares.clamp_min_(0).sqrt_()  # in place it is twice as fast
+    return (s + 1).addcmul_(s, s, value=1 / 3).mul_(s.neg_().exp_())
 
 
-def _matern_slope(square: torch.Tensor) -> torch.Tensor:
+def _matern_slope(squares: torch.Tensor) -> torch.Tensor:
     "Its derivative by the squared distance."
-    s = torch.sqrt(5 * square.clamp_min(0))
+    s = torch.sqrt(squares.clamp_min(0))
     return torch.exp(-s).mul_(s.add_(1)).mul_(-5 / 6)
 
 # %% ../nbs/02b_networks.ipynb #c5c72728
@@ -279,26 +279,36 @@ def warp(
     hidden = torch.tanh(x[:, list(network.shared)] @ network.warp_in + network.warp_shift)
     return x + hidden @ network.warp_out
 
-# %% ../nbs/02b_networks.ipynb #8029ee58
+# %% ../nbs/02b_networks.ipynb #f55a0fcb
 def _square_distances(
     a: torch.Tensor,  # (n, d)
     b: torch.Tensor,  # (m, d)
 ) -> torch.Tensor:    # (n, m)
-    "Squared distances between the rows of two sets."
-    return torch.addmm((b * b).sum(1)[None], a, b.T, alpha=-2) + (a * a).sum(1)[:, None]
+    "Squared distances between the rows of two sets, |a|² − 2ab + |b|², as one matrix product."
+    left = torch.cat([a, (a * a).sum(1, keepdim=True), torch.ones_like(a[:, :1])], 1)
+    right = torch.cat([-2 * b, torch.ones_like(b[:, :1]), (b * b).sum(1, keepdim=True)], 1)
+    return left @ right.T
 
-# %% ../nbs/02b_networks.ipynb #bc1afb23
+# %% ../nbs/02b_networks.ipynb #5c272d31
+def _scales(
+    network: KernelNetwork,  # length scales
+) -> torch.Tensor:           # (n_term, d)
+    "What features are multiplied with in each term, √5 included; 0 for those that a term does not see."
+    return math.sqrt(5) * network.mask * torch.exp(-network.log_length)
+
+
 def kernel_matrix(
     network: KernelNetwork,  # length scales and amplitudes
     a: torch.Tensor,         # (n, d) warped features
     b: torch.Tensor,         # (m, d) warped features
 ) -> torch.Tensor:           # (n, m)
     "The sum of the network's kernel terms."
-    scale = network.mask * torch.exp(-network.log_length)
-    amplitude = torch.exp(network.log_amplitude)
-    return sum(amp * _matern(_square_distances(a * s, b * s)) for amp, s in zip(amplitude, scale))
+    total = 0.0
+    for amplitude, scale in zip(torch.exp(network.log_amplitude), _scales(network)):
+        total = total + amplitude * _matern(_square_distances(a * scale, b * scale))
+    return total
 
-# %% ../nbs/02b_networks.ipynb #7ef7cd17
+# %% ../nbs/02b_networks.ipynb #fb20a750
 def kernel_tangents(
     network: KernelNetwork,  # solved network
     x: torch.Tensor,         # (n, d) features
@@ -310,14 +320,12 @@ def kernel_tangents(
     w = x + hidden @ network.warp_out
     dhidden = (dx[:, :, shared] @ network.warp_in) * (1 - hidden**2)[:, None]
     dw = dx + dhidden @ network.warp_out
-    scale = network.mask * torch.exp(-network.log_length)
-    amplitude = torch.exp(network.log_amplitude)
     value = torch.zeros(len(w), len(network.centres), dtype=w.dtype, device=w.device)
     slope = torch.zeros(len(w), w.shape[1], len(network.centres), dtype=w.dtype, device=w.device)
-    for amp, s in zip(amplitude, scale):
-        square = _square_distances(w * s, network.centres * s)
-        slope += (2 * amp * s**2)[None, :, None] * _matern_slope(square)[:, None]
-        value += amp * _matern(square)
+    for amplitude, scale in zip(torch.exp(network.log_amplitude), _scales(network)):
+        squares = _square_distances(w * scale, network.centres * scale)
+        slope += (0.4 * amplitude * scale**2)[None, :, None] * _matern_slope(squares)[:, None]  # the scale holds √5
+        value += amplitude * _matern(squares)
     slope *= w[:, :, None] - network.centres.T
     return value @ network.weights, dw @ (slope @ network.weights)
 

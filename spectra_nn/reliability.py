@@ -34,7 +34,7 @@ class DomainCheck(NamedTuple):
     distance: np.ndarray
     culprit: np.ndarray
 
-# %% ../nbs/02c_reliability.ipynb #ae4e6a24
+# %% ../nbs/02c_reliability.ipynb #1b9fc801
 @dataclass(frozen=True)
 class TrainingDomain:
     """Half-planes n·(θ − lower)/(upper − lower) ≤ b that contain the training labels.
@@ -59,15 +59,16 @@ class TrainingDomain:
 
     def check(self, labels: np.ndarray) -> DomainCheck:
         "Tell for each row of `labels` (n_spec, n_label) whether, how far and because of which labels it is outside."
-        width = np.where(self.upper > self.lower, self.upper - self.lower, 1.0)
+        width, n_box = np.where(self.upper > self.lower, self.upper - self.lower, 1.0), 2 * len(self.lower)
         excess = ((labels - self.lower) / width) @ self.normals.T - self.offsets
-        excess = np.where(np.isfinite(excess), excess, np.inf)
-        n_box = 2 * len(self.lower)  # the box comes first: a label out of its range is the plainest reason
-        beyond_box = excess[:, :n_box].max(1) > 1e-6
-        worst, distance = np.where(beyond_box, excess[:, :n_box].argmax(1), excess.argmax(1)), excess.max(1)
-        inside = distance <= 1e-6
-        blame = [", ".join(n for n, v in zip(self.label_names, normal) if v) for normal in self.normals]
-        return DomainCheck(inside, np.where(inside, 0.0, distance), np.array(["" if i else blame[w] for i, w in zip(inside, worst)]))
+        distance = np.where(np.isfinite(labels).all(1), excess.max(1), np.inf)
+        inside, culprit = distance <= 1e-6, np.full(len(labels), "", dtype=object)
+        if not inside.all():  # the box comes first: a label out of its range is the plainest reason
+            outside = np.where(np.isfinite(excess[~inside]), excess[~inside], np.inf)
+            worst = np.where(outside[:, :n_box].max(1) > 1e-6, outside[:, :n_box].argmax(1), outside.argmax(1))
+            blame = [", ".join(n for n, v in zip(self.label_names, normal) if v) for normal in self.normals]
+            culprit[~inside] = [blame[w] for w in worst]
+        return DomainCheck(inside, np.where(inside, 0.0, distance), culprit.astype(str))
 
 # %% ../nbs/02c_reliability.ipynb #bf820f59
 def fit_domain(
