@@ -436,7 +436,7 @@ def _gather_sources(folders, tables, suffix, key, broadening: Mapping[str, Any],
     several = len(folders) > 1
     return _Sources(paths, [f"{path.parent.name}/{path.name}" if several else path.name for path in paths], reasons, np.vstack(labels), names, amounts, n_without)
 
-# %% ../nbs/01_data_prep.ipynb #fd7eb2ca
+# %% ../nbs/01_data_prep.ipynb #7e2b397f
 def _prepare_batch(paths: Sequence[Path], broadening: Sequence[dict], settings: PrepSettings, memory: dict) -> list[np.ndarray | str]:
     "Flux of each file, or the reason why not. Never raises for a bad file."
     results = []
@@ -465,7 +465,7 @@ def _serve(connection: Any, settings: PrepSettings, shelves: Sequence[Any]) -> N
     except (EOFError, OSError, KeyboardInterrupt):
         pass
 
-
+# %% ../nbs/01_data_prep.ipynb #77b66362
 def _in_processes(batches: Sequence[tuple], settings: PrepSettings, n_workers: int) -> Iterator[list[np.ndarray | str]]:
     "Results of the batches in order, from worker processes with one batch each under way."
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
