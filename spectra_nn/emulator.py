@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['label_array', 'EmulatorInfo', 'SpectrumNetwork', 'Emulator', 'DomainWarning', 'predict', 'jacobian', 'check_domain',
            'emulator_error', 'describe', 'save_emulator', 'load_emulator', 'import_npz', 'fold', 'export_npz', 'Recipe',
-           'recipe_named', 'accuracy', 'grid_digest', 'train_emulator', 'calibrate', 'draw_labels', 'distil']
+           'recipe_named', 'accuracy', 'grid_digest', 'train_emulator', 'calibrate', 'measure_left_out', 'draw_labels',
+           'distil']
 
-# %% ../nbs/03_emulator.ipynb #ebbdcbc9
+# %% ../nbs/03_emulator.ipynb #28489e1a
+import copy
 import datetime
 import hashlib
 import json
@@ -26,7 +28,7 @@ from .core import SpectraError, atomic_write, nearest_name, read_npz
 from .data_prep import SpectralGrid
 from .networks import (DenseNetwork, KernelNetwork, LabelFeatures, abundance_columns, fit_basis, label_features,
                                  leave_one_out_loss, solve_kernel)
-from .reliability import DomainCheck, ErrorModel, TrainingDomain, fit_domain, fit_error_model
+from .reliability import DomainCheck, ErrorModel, TrainingDomain, fit_domain, fit_error_model, scale_to_labels
 from .training import History, TrainConfig, train
 
 # %% ../nbs/03_emulator.ipynb #061cd56f
@@ -136,7 +138,7 @@ class SpectrumNetwork(nn.Module):
         "(n, n_pix) flux for labels (n, n_label)."
         return self.last_layer(self.hidden(labels))
 
-# %% ../nbs/03_emulator.ipynb #2b347f8f
+# %% ../nbs/03_emulator.ipynb #02c3360e
 class Emulator(SpectrumNetwork):
     """A network of spectra that knows its wavelengths, its labels, its domain and its error; labels in user units, Teff in K.
 
@@ -179,6 +181,15 @@ class Emulator(SpectrumNetwork):
     def error(self, labels) -> np.ndarray:
         "(n_spec, n_pix) 1σ error of the emulated flux; see `emulator_error`."
         return emulator_error(self, labels)
+
+    def error_factor(self, labels) -> np.ndarray:
+        "(n_spec,) what `error_components` are to be multiplied with at these labels."
+        return self.error_model.factor(self.features(_tensor(self, labels)))
+
+    @property
+    def error_components(self) -> np.ndarray | None:
+        "(n_component, n_pix) error spectra, by which pixels err together; None where they were not measured."
+        return None if self.error_model is None else self.error_model.components
 
     def save(self, path: str | os.PathLike, compress: bool = False) -> None:
         "Write one `.safetensors` file; see `save_emulator`."
@@ -329,7 +340,7 @@ def _unpack(tensors: dict[str, torch.Tensor]) -> None:
             scale = tensors.pop(f"{name}.scale")
             tensors[name] = tensors[name].to(scale.dtype) * scale
 
-# %% ../nbs/03_emulator.ipynb #3a1a7314
+# %% ../nbs/03_emulator.ipynb #ed2a7bca
 def save_emulator(
     emulator: Emulator,          # to be saved
     path: str | os.PathLike,     # of the file, by custom ending in .safetensors
@@ -346,6 +357,9 @@ def save_emulator(
         tensors |= {f"domain.{k}": torch.from_numpy(np.ascontiguousarray(getattr(domain, k))) for k in ("lower", "upper", "normals", "offsets")}
     if (model := emulator.error_model) is not None:
         tensors |= {"error.pixel": torch.from_numpy(model.pixel), "error.coefficients": torch.from_numpy(model.coefficients)}
+        if model.components is not None:
+            components = torch.from_numpy(np.ascontiguousarray(model.components))
+            tensors["error.components"] = components.half() if compress else components
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata={"spectra_nn": json.dumps(_header(emulator))})
 
@@ -389,7 +403,7 @@ def load_emulator(
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         raise SpectraError(f"{path} has a header that does not match its arrays ({e})") from e
 
-# %% ../nbs/03_emulator.ipynb #0d68654c
+# %% ../nbs/03_emulator.ipynb #113af820
 def _assemble(header: dict, tensors: dict[str, torch.Tensor]) -> Emulator:
     "Build an emulator from what `_read_safetensors` found."
     _unpack(tensors)
@@ -408,7 +422,8 @@ def _assemble(header: dict, tensors: dict[str, torch.Tensor]) -> Emulator:
     if header["has_domain"]:
         domain = TrainingDomain(info.label_names, *(tensors.pop(f"domain.{k}").numpy() for k in ("lower", "upper", "normals", "offsets")))
     if header["error_model_order"] is not None:
-        model = ErrorModel(tensors.pop("error.pixel").numpy(), tensors.pop("error.coefficients").numpy(), header["error_model_order"])
+        model = ErrorModel(tensors.pop("error.pixel").numpy(), tensors.pop("error.coefficients").numpy(), header["error_model_order"],
+                           tensors.pop("error.components").float().numpy() if "error.components" in tensors else None)
     emulator = Emulator(features, network, tensors["weight"], tensors["bias"], tensors.pop("wave").numpy(), info, domain, model)
     emulator.load_state_dict(tensors, strict=True)
     return emulator
@@ -569,12 +584,20 @@ def recipe_named(
         changes["minutes"] = minutes
     return replace(recipe, train=replace(recipe.train, **changes))
 
-# %% ../nbs/03_emulator.ipynb #70ffd05c
+# %% ../nbs/03_emulator.ipynb #d9d3d5f1
 def _rows(parts: torch.Tensor, size: int, seed: int) -> torch.Tensor:
     "A fixed random choice of rows."
     return parts[torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed))[:size].to(parts.device)]
 
+# %% ../nbs/03_emulator.ipynb #a141b30c
+def _left_out_flux(grid: SpectralGrid, mean, basis, coefficients, rows: torch.Tensor, left: torch.Tensor, most: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    "Rows (m,) of a training grid and their residual flux (m, n_pix), from residuals `left` of coefficients and what the basis misses."
+    chosen = _rows(torch.arange(len(rows)), most, 2)
+    taken = rows[chosen].numpy()
+    missed = grid.flux[taken] - mean - coefficients[taken].astype(np.float32) @ basis
+    return taken, left[chosen].float().numpy() @ basis - missed
 
+# %% ../nbs/03_emulator.ipynb #68960f49
 def _train_kernel(recipe: Recipe, features: LabelFeatures, grid: SpectralGrid, **options):
     "Basis, kernel network and last layer for a training grid; also residuals of spectra left out (rows, flux residual)."
     mean, basis, coefficients = fit_basis(grid.flux, min(recipe.n_basis, len(grid) - 1), seed=recipe.train.seed)
@@ -587,10 +610,7 @@ def _train_kernel(recipe: Recipe, features: LabelFeatures, grid: SpectralGrid, *
     device = next(network.parameters()).device
     rows, left = solve_kernel(network, x.to(device), c.to(device), recipe.n_centre, recipe.train.seed)
     network.requires_grad_(False).cpu()
-    rows = _rows(torch.arange(len(rows)), 2000, 2)[:, None].squeeze(1), rows.cpu(), left.cpu()
-    chosen = rows[1][rows[0]]
-    missed = grid.flux[chosen.numpy()] - mean - coefficients[chosen.numpy()].astype(np.float32) @ basis
-    return network, basis.T, mean, history, (chosen, rows[2][rows[0]].float().numpy() @ basis - missed)
+    return network, basis.T, mean, history, _left_out_flux(grid, mean, basis, coefficients, rows.cpu(), left.cpu())
 
 # %% ../nbs/03_emulator.ipynb #036b354a
 def _squared_error(network: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -656,7 +676,17 @@ def _provenance(grid: SpectralGrid, unseen: Sequence[str], recipe: Recipe, held_
     return dict(recipe=asdict(recipe), date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
                 training_set=dict(n_spec=len(grid), digest=grid_digest(grid), held_out=held_out, seed=seed, held_out_names=names), seconds=round(history.seconds, 1), stopped=history.stopped)
 
-# %% ../nbs/03_emulator.ipynb #b65a1ca9
+# %% ../nbs/03_emulator.ipynb #a5713013
+def _error_model(emulator: Emulator, labels: np.ndarray, residual: np.ndarray, n_probe: int = 100) -> ErrorModel:
+    "Error model from the residuals (n, n_pix) of unseen spectra, its error spectra scaled by what some of them do to labels."
+    model = fit_error_model(emulator.features(torch.as_tensor(labels)), residual)
+    if model.components is None or emulator.training_domain is None:
+        return model
+    probe = np.random.default_rng(0).permutation(len(labels))[:n_probe]
+    span = np.ptp(emulator.label_bounds, axis=0)
+    return scale_to_labels(model, emulator.features(torch.as_tensor(labels[probe])), jacobian(emulator, labels[probe]) * span[:, None], residual[probe])
+
+# %% ../nbs/03_emulator.ipynb #8a1c2f00
 def train_emulator(
     grid: SpectralGrid,              # spectra and labels
     recipe: str | Recipe = "kernel", # 'kernel' (default), 'dense', 'payne', 'kovalev', 'one_payne', or a `Recipe`
@@ -686,19 +716,36 @@ def train_emulator(
     emulator = Emulator(features, network, weight, bias, grid.wave, info, fit_domain(grid.label_names, training.labels))
     emulator = calibrate(emulator, valid)
     if left_out is not None:
-        emulator.error_model = fit_error_model(features(torch.as_tensor(training.labels))[left_out[0]], left_out[1])
+        emulator.error_model = _error_model(emulator, training.labels[left_out[0]], left_out[1])
     return emulator, history
 
-# %% ../nbs/03_emulator.ipynb #a45098f1
+# %% ../nbs/03_emulator.ipynb #e35daf25
 def calibrate(
     emulator: Emulator,  # trained
     grid: SpectralGrid,  # spectra that it was not trained on
 ) -> Emulator:           # the same, with metrics and error model measured on them
     "Measure an emulator's error on unseen spectra."
     predicted = predict(emulator, grid.labels, outside="ignore")
-    model = fit_error_model(emulator.features(torch.as_tensor(grid.labels)), predicted - grid.flux)
+    model = _error_model(emulator, grid.labels, predicted - grid.flux)
     info = replace(emulator.info, metrics=accuracy(predicted, np.asarray(grid.flux)))
     return Emulator(emulator.features, emulator.network, emulator.weight, emulator.bias, emulator.wave, info, emulator.training_domain, model)
+
+# %% ../nbs/03_emulator.ipynb #4f12525d
+def measure_left_out(
+    emulator: Emulator,  # a kernel network from `train_emulator`
+    grid: SpectralGrid,  # the whole grid that it was trained and validated on
+) -> Emulator:           # the same, with an error model measured on training spectra left out one at a time
+    "Measure a kernel network's error anew, without training it again."
+    known, network = emulator.info.provenance.get("training_set", {}), copy.deepcopy(emulator.network)
+    if not isinstance(network, KernelNetwork) or known.get("digest") != grid_digest(grid):
+        raise SpectraError("expected an emulator with a kernel network and the very grid it was trained on; this is another one. Use calibrate with unseen spectra.")
+    training, _ = grid.split(1 - known["held_out"], seed=known["seed"])
+    mean, basis, coefficients = fit_basis(training.flux, emulator.weight.shape[1], seed=known["seed"])
+    x = emulator.features(torch.as_tensor(training.labels))
+    rows, left = solve_kernel(network, x, torch.from_numpy(coefficients), len(network.centres), known["seed"])
+    taken, residual = _left_out_flux(training, mean, basis, coefficients, rows, left)
+    model = _error_model(emulator, training.labels[taken], residual)
+    return Emulator(emulator.features, emulator.network, emulator.weight, emulator.bias, emulator.wave, emulator.info, emulator.training_domain, model)
 
 # %% ../nbs/03_emulator.ipynb #94bdb9ef
 def draw_labels(

@@ -1,4 +1,4 @@
-"""Make the data files in spectra_nn/assets from the data set of the project: python tests/make_assets.py GRID.npz MILES.npz [specs] [miles] [hr10] [miles_emulator].
+"""Make the data files in spectra_nn/assets from the data set of the project: python tests/make_assets.py GRID.npz MILES.npz [specs] [miles] [hr10] [hr10_errors] [miles_emulator].
 
 GRID.npz is the HR10 grid in the Kovalev layout, MILES.npz the MILES library (983 stars with labels). README.md there
 says where both come from. Everything is seeded: the same input gives the same files.
@@ -68,23 +68,36 @@ def make_miles(miles):
                         label_names=np.array(["teff", "logg", "feh"]), names=miles["name"][good].astype(str))
 
 
-def make_hr10(grid):
-    "hr10_turbospectrum.safetensors: the default recipe, with fewer centres and a smaller basis for the sake of the file's size."
-    from dataclasses import replace
-
+def spectra_of(grid):
+    "The HR10 grid as a SpectralGrid, temperatures in K."
     from spectra_nn.data_prep import SpectralGrid
-    from spectra_nn.emulator import recipe_named, train_emulator
 
     names = tuple(str(n) for n in grid["label_names"])
     labels = grid["labels"].T.astype(float)
     labels[:, names.index("teff")] *= 1000
-    spectra = SpectralGrid(grid["wvl"], np.ascontiguousarray(grid["flxn"].T), labels, names, file_names=tuple(f"{i}.spec" for i in range(len(labels))), frame="air")
+    return SpectralGrid(grid["wvl"], np.ascontiguousarray(grid["flxn"].T), labels, names, file_names=tuple(f"{i}.spec" for i in range(len(labels))), frame="air")
+
+
+def make_hr10(grid):
+    "hr10_turbospectrum.safetensors: the default recipe, with fewer centres and a smaller basis for the sake of the file's size."
+    from dataclasses import replace
+
+    from spectra_nn.emulator import recipe_named, train_emulator
+
     recipe = replace(recipe_named("kernel"), n_basis=250, n_centre=2000)
     origin = ("Turbospectrum 20 (1D LTE, Gaia-ESO line list, no molecules; ATLAS12-type atmospheres interpolated by atmosnet), Giraffe HR10, "
               "at the resolution of the synthesis; 3999 spectra computed for spectra_nn")
-    emulator, _ = train_emulator(spectra, recipe, origin=origin)
+    emulator, _ = train_emulator(spectra_of(grid), recipe, origin=origin)
     print(emulator)
     emulator.save(HERE / "hr10_turbospectrum.safetensors", compress=True)
+
+
+def make_hr10_errors(grid):
+    "hr10_turbospectrum.safetensors: its error model measured anew, from training spectra left out one at a time; the network stays as it is."
+    from spectra_nn.emulator import Emulator, measure_left_out
+
+    path = HERE / "hr10_turbospectrum.safetensors"
+    measure_left_out(Emulator.load(path), spectra_of(grid)).save(path, compress=True)
 
 
 def make_miles_emulator():
@@ -111,5 +124,7 @@ if __name__ == "__main__":
         make_miles(miles)
     if "hr10" in wanted:
         make_hr10(grid)
+    if "hr10_errors" in wanted:
+        make_hr10_errors(grid)
     if "miles_emulator" in wanted:
         make_miles_emulator()
