@@ -166,7 +166,7 @@ def _receive(url: str, part: Path, limits: _Limits, timeout: float, bar: tqdm) -
                 bar.update(len(block))
         if total is not None and here < total: raise ConnectionError(f"the connection ended after {here} of {total} bytes")
 
-# %% ../nbs/00e_download.ipynb #a3ead892
+# %% ../nbs/00e_download.ipynb #88711c21
 _LONGEST_PAUSE = 120.0  # s; a server that asks for more is reported, not waited for
 
 
@@ -191,7 +191,9 @@ def _said(url: str, problem: Exception, n_try: int) -> DownloadError:
     status = getattr(problem, "code", None)
     hint = {401: "It wants a login.", 403: "It is not public.", 404: "There is no such file; is the name right, and the data release?",
             410: "It was withdrawn."}.get(status, "Is there a connection to the net, and is the archive up?" if status is None else "")
-    reason = f"the server answered {status} ({problem.reason})" if status else f"{getattr(problem, 'reason', problem) or type(problem).__name__}"
+    cause = getattr(problem, "reason", problem)
+    reason = f"the server answered {status} ({cause})" if status else f"{getattr(cause, 'strerror', None) or cause or type(cause).__name__}"
+    hint = "" if isinstance(cause, (FileNotFoundError, PermissionError)) else hint
     return DownloadError(f"{url} could not be fetched{f' in {n_try} tries' if n_try > 1 else ''}: {reason}. {hint}".strip(), status)
 
 # %% ../nbs/00e_download.ipynb #7acc21d3
