@@ -288,7 +288,7 @@ def _label_starts(table: _Table, plan: _Plan, observer: Observer, data: _Data, v
         chi2 = torch.where(distance < 0.25, torch.inf, chi2)
     return torch.stack(starts)
 
-# %% ../nbs/05_fitting.ipynb #f7428b37
+# %% ../nbs/05_fitting.ipynb #d077a485
 _VELOCITY_UNIT = 10.  # km/s; the solver's velocities are in it
 
 
@@ -299,7 +299,7 @@ class _Setup:
     plan: _Plan
     observer: Observer
     model: ObservedEmulator
-    table: _Table
+    table: _Table | None                       # None where all starts are given
     fixed_velocity: Tensor | None              # (n_spec,) km/s; None when fitted
     velocity_range: tuple[float, float] | None # km/s
     use_emulator_error: bool
@@ -307,6 +307,7 @@ class _Setup:
     poor_chi2: float
     n_start: int
     piece: int = 16                            # spectra whose derivatives are held at once
+    given: Tensor | None = None                # (n_start, n_spec, n_free + 1) scaled labels and velocity to start from, NaN where unknown
 
     @property
     def n_parameter(self) -> int:
@@ -392,7 +393,7 @@ def _doubt(setup: _Setup, data: _Data, weight: Tensor, scaled: Tensor, velocity:
     scatter = torch.nan_to_num(scatter, nan=1.).clamp_min(1.)
     return torch.sqrt(5 / (4 + (residual / scatter)**2)) / scatter
 
-# %% ../nbs/05_fitting.ipynb #be386990
+# %% ../nbs/05_fitting.ipynb #15622a28
 @dataclass
 class _Outcome:
     "The fits of a chunk."
@@ -410,32 +411,42 @@ class _Outcome:
         for name in LeastSquares.__dataclass_fields__: getattr(self.fit, name)[to] = getattr(other.fit, name)[better]
         self.weight[to], self.velocity[to] = other.weight[better], other.velocity[better]
 
+# %% ../nbs/05_fitting.ipynb #47352bfd
+def _starts(setup: _Setup, data: _Data, width: float) -> tuple[Tensor, Tensor, Tensor]:
+    "Return scaled labels (n_start, k, n_free) and velocities (n_start, k) to start from, and whether the velocity can be relied on (k,)."
+    given = None if setup.given is None else setup.given[:, data.rows]
+    known = setup.fixed_velocity[data.rows][None] if setup.velocity_range is None else None if given is None else given[..., -1]
+    reliable = torch.ones(len(data.rows), dtype=torch.bool, device=data.flux.device)
+    if known is None or torch.isnan(known).any():
+        found = [_velocity_start(*_cross_correlate(setup.table, setup.observer, part, setup.velocity_range), width) for part in _pieces_of(data, 2 * setup.piece)]
+        velocity, peak = map(torch.cat, zip(*found))
+        missing = torch.ones_like(reliable)[None] if known is None else torch.isnan(known)
+        known, reliable = torch.where(missing, velocity, velocity[None] if known is None else known), peak | ~missing.any(0)
+    if setup.velocity_range is not None: known = known.clamp(*setup.velocity_range)
+    if given is not None and not torch.isnan(given[..., :-1]).any(): return given[..., :-1], known.expand(len(given), -1), reliable
+    parts = zip(_pieces_of(data, 2 * setup.piece), known[0].split(2 * setup.piece))
+    scaled = torch.cat([_label_starts(setup.table, setup.plan, setup.observer, part, v, setup.n_start) for part, v in parts], 1)
+    if given is not None: scaled = torch.where(torch.isnan(given[..., :-1]), scaled[:1], given[..., :-1])
+    return scaled, known.expand(len(scaled), -1), reliable
 
+# %% ../nbs/05_fitting.ipynb #4b52a1fb
 def _fit_chunk(setup: _Setup, data: _Data) -> tuple[_Outcome, _Data]:
-    "Fit a chunk: velocity start, label starts, joint refinement, and further starts for those that fit badly."
+    "Fit a chunk: velocity start, label starts, joint refinement, and further starts for those that fit badly, or all that are given."
     observer, width = setup.observer, _effective_fwhm(setup.observer)
     reach = max(30., 2 * width)
-    if setup.velocity_range is None:
-        velocity, reliable = setup.fixed_velocity[data.rows], torch.ones(len(data.rows), dtype=torch.bool, device=data.flux.device)
-        window = velocity, velocity
-    else:
-        found = [_velocity_start(*_cross_correlate(setup.table, observer, part, setup.velocity_range), width) for part in _pieces_of(data, 2 * setup.piece)]
-        velocity, reliable = map(torch.cat, zip(*found))
-        velocity = velocity.clamp(*setup.velocity_range)
-        window = (velocity - reach).clamp_min(setup.velocity_range[0]), (velocity + reach).clamp_max(setup.velocity_range[1])
-    covered = observer.valid(window[0], data.rows) & observer.valid(window[1], data.rows)
+    starts, velocity, reliable = _starts(setup, data, width)
+    low = high = velocity
+    if setup.velocity_range is not None: low, high = (velocity - reach).clamp_min(setup.velocity_range[0]), (velocity + reach).clamp_max(setup.velocity_range[1])
+    covered = observer.valid(low.amin(0), data.rows) & observer.valid(high.amax(0), data.rows)
     data = replace(data, ivar=torch.where(covered, data.ivar, 0.))
     n_term = 0 if data.basis is None else data.basis.shape[-1]
     dof = (data.ivar > 0).sum(1) - setup.n_parameter - n_term
-    parts = zip(_pieces_of(data, 2 * setup.piece), velocity.split(2 * setup.piece))
-    starts = torch.cat([_label_starts(setup.table, setup.plan, observer, part, v, setup.n_start) for part, v in parts], 1)
-    outcome = None
-    for scaled in starts:
-        index = torch.arange(len(data.rows), device=data.flux.device) if outcome is None else _badly_fitted(setup, outcome)
+    outcome, everyone = None, torch.arange(len(data.rows), device=data.flux.device)
+    for scaled, at, window in zip(starts, velocity, zip(low, high)):
+        index = everyone if outcome is None or setup.given is not None else _badly_fitted(setup, outcome)
         if not len(index): break
-        part = _take(data, index)
-        fit, weight = _refine(setup, part, scaled[index], velocity[index], (window[0][index], window[1][index]))
-        at = fit.parameters[:, -1].double() * _VELOCITY_UNIT if setup.velocity_range is not None else velocity[index]
+        fit, weight = _refine(setup, _take(data, index), scaled[index], at[index], (window[0][index], window[1][index]))
+        at = fit.parameters[:, -1].double() * _VELOCITY_UNIT if setup.velocity_range is not None else at[index]
         found = _Outcome(fit, weight, at, reliable[index], dof[index])
         outcome = found if outcome is None else (outcome.replace(index, found) or outcome)
     return outcome, data
@@ -447,6 +458,20 @@ def _badly_fitted(setup: _Setup, outcome: _Outcome) -> Tensor:
     noise = (2. * outcome.dof.clamp_min(1)).sqrt()
     bad = ~fit.converged | (fit.chi2 > setup.poor_chi2 * outcome.dof) | (fit.at_bound.any(1) & (fit.chi2 > outcome.dof + 5 * noise))
     return (bad & (outcome.dof > 0)).nonzero()[:, 0]
+
+# %% ../nbs/05_fitting.ipynb #8cb6f72b
+def _given_start(start: Any, plan: _Plan, n_spec: int) -> Tensor:
+    "Return the starts that are given (n_start, n_spec, n_free + 1), scaled labels and velocity, NaN where nothing is said."
+    start = {name: start.table[name] for name in (*plan.names, "velocity") if name in start.table.colnames} if hasattr(start, "table") else dict(start)
+    _check_names(start, (*plan.names, "velocity"), "start")
+    values = {name: np.atleast_2d(np.asarray(getattr(value, "value", value), np.float64)) for name, value in start.items()}
+    wrong = [name for name, value in values.items() if value.shape[1] not in (1, n_spec)]
+    if wrong: raise SpectraError(f"start[{wrong[0]!r}] has {values[wrong[0]].shape[1]} values for {n_spec} spectra.")
+    n_start = max((len(value) for value in values.values()), default=1)
+    given = torch.full((n_start, n_spec, len(plan.names) + 1), torch.nan, dtype=torch.float64)
+    for name, value in values.items(): given[..., [*plan.names, "velocity"].index(name)] = torch.as_tensor(np.broadcast_to(value, (n_start, n_spec)).copy())
+    scaled = ((given[..., :-1] - plan.low) / plan.span).clamp(0.001, 0.999)
+    return torch.cat([scaled[..., plan.free], given[..., -1:]], 2)
 
 # %% ../nbs/05_fitting.ipynb #ccbf429c
 def _covariance(setup: _Setup, fit: LeastSquares) -> tuple[Tensor, Tensor]:
@@ -501,7 +526,7 @@ def _admit(emulator: Any, spectra: Any, windows: Sequence | None, frame: str | N
     wanted = np.flatnonzero(covered.any(0))
     return spectra, good, flags, slice(wanted[0], wanted[-1] + 1) if len(wanted) else slice(0, 0)
 
-# %% ../nbs/05_fitting.ipynb #941a77a3
+# %% ../nbs/05_fitting.ipynb #d328e77e
 def _crop(spectra: Spectra, pixels: slice) -> Spectra:
     "Keep a range of pixels."
     return replace(spectra, wave=spectra.wave[..., pixels], flux=spectra.flux[:, pixels], ivar=spectra.ivar[:, pixels], mask=spectra.mask[:, pixels])
@@ -519,7 +544,7 @@ def _known_velocity(velocity: Any, n_spec: int) -> np.ndarray | None:
 
 
 def _make_setup(emulator: Any, spectra: Spectra, plan: _Plan, line_spread: LineSpread, matrix: ResolutionMatrix | None, integrate: bool,
-                known: np.ndarray | None, span: tuple[float, float], use_emulator_error: bool, robust: bool, poor_chi2: float, starts: int) -> _Setup:
+                known: np.ndarray | None, span: tuple[float, float], use_emulator_error: bool, robust: bool, poor_chi2: float, starts: int, given: Tensor | None) -> _Setup:
     "Prepare what all chunks share."
     device = torch.as_tensor(emulator.weight).device
     wave = PixelGrid(spectra.wave) if integrate else spectra.wave
@@ -528,9 +553,11 @@ def _make_setup(emulator: Any, spectra: Spectra, plan: _Plan, line_spread: LineS
     prior = None if plan.prior is None else GaussianPrior(*map(on, plan.prior))
     plan = _Plan(plan.names, on(plan.free), on(plan.fixed), on(plan.low), on(plan.span), prior)
     fixed = None if known is None else torch.as_tensor(known.copy(), device=device)
-    model = ObservedEmulator(emulator, observer)
+    model = emulator.observed(observer) if hasattr(emulator, "observed") else ObservedEmulator(emulator, observer)
     piece = 16 if device.type == "cpu" else 1024
-    return _Setup(emulator, plan, observer, model, _table(plan, model), fixed, span if known is None else None, use_emulator_error, robust, poor_chi2, starts, piece)
+    complete = given is not None and not torch.isnan(given if known is None else given[..., :-1]).any()
+    table = None if complete else _table(plan, model)
+    return _Setup(emulator, plan, observer, model, table, fixed, span if known is None else None, use_emulator_error, robust, poor_chi2, starts, piece, None if given is None else on(given))
 
 # %% ../nbs/05_fitting.ipynb #bf8e8cc9
 def _fit_rows(setup: _Setup, spectra: Spectra, good: np.ndarray, continuum: Continuum | None, chunk: int, least: int, bar: Any) -> dict:
@@ -560,6 +587,18 @@ def _fit_rows(setup: _Setup, spectra: Spectra, good: np.ndarray, continuum: Cont
         bar.update(len(rows))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
+# %% ../nbs/05_fitting.ipynb #146d6163
+def _everyone(fitted: dict, use: np.ndarray, pixels: slice, shape: tuple[int, int], flags: np.ndarray, n_label: int, n_parameter: int, n_term: int) -> dict:
+    "Put what was found for the spectra `use` among rows of NaN for those that could not be fitted."
+    n_spec = len(flags)
+    sizes = dict(labels=(n_label,), covariance=(n_parameter,) * 2, velocity=(), chi2=(), level=(n_term,))
+    everything = {name: np.full((n_spec, *size), np.nan) for name, size in sizes.items()}
+    everything |= dict(dof=np.zeros(n_spec, int), flags=flags.copy(), good=np.zeros(shape, bool), held=np.zeros((n_spec, n_parameter), bool))
+    for name, values in fitted.items():
+        if name == "good": everything[name][use, pixels] = values
+        else: everything[name][use] = values
+    return everything
+
 # %% ../nbs/05_fitting.ipynb #45708b5e
 def _resolving_power(given: Any, instrument: Any, emulator: Any) -> Any:
     "Return what is given, or what the instrument has, or what the emulator has."
@@ -568,7 +607,7 @@ def _resolving_power(given: Any, instrument: Any, emulator: Any) -> Any:
     table = getattr(instrument, "resolution_table", ())
     return tuple(zip(*table)) if table else instrument.resolution
 
-# %% ../nbs/05_fitting.ipynb #a5fb4706
+# %% ../nbs/05_fitting.ipynb #73d0a921
 def fit(
     emulator: Any,                         # an `Emulator`
     spectra: Any,                          # `Spectra`, or an object like those of specutils
@@ -585,6 +624,7 @@ def fit(
     use_emulator_error: bool = True,       # add the emulator's own error to the noise
     robust: bool = False,                  # give less weight to lines that the model cannot reproduce, and widen errors by the scatter
     poor_chi2: float = 3.,                 # chi2 per degree of freedom from which a fit is flagged
+    start: Any = None,                     # where to start: a `FitResult`, or {label or "velocity": value, (n_spec,) or (n_start, n_spec) values}, each of which is tried; what is not named is searched for
     starts: int = 3,                       # starting points for spectra that fit badly from the first
     chunk: int | None = None,              # spectra fitted together; None for a size that suits the processor
     progress: bool = True,                 # show a bar
@@ -613,16 +653,12 @@ def fit(
     if len(use):
         known, part = None if known is None else known[use], _crop(spectra[use], pixels)
         part_matrix = None if matrix is None else ResolutionMatrix((matrix.bands if matrix.bands.ndim == 2 else matrix.bands[use])[..., pixels])
-        setup = _make_setup(emulator, part, replace(plan, fixed=plan.fixed[use]), line_spread, part_matrix, integrate, known, span, use_emulator_error, robust, poor_chi2, starts)
+        given = None if start is None else _given_start(start, plan, n_spec)[:, use]
+        setup = _make_setup(emulator, part, replace(plan, fixed=plan.fixed[use]), line_spread, part_matrix, integrate, known, span, use_emulator_error, robust, poor_chi2, starts, given)
         chunk = chunk or setup.piece * (8 if setup.piece < 1024 else 1)
         with tqdm(total=len(use), desc="fit", unit="star", disable=not progress) as bar:
             fitted = _fit_rows(setup, part, good[use][:, pixels], continuum, chunk, least, bar)
-    shapes = dict(labels=len(plan.names), covariance=(len(names),) * 2, velocity=(), chi2=(), level=n_term)
-    everything = {name: np.full((n_spec, *np.atleast_1d(shape).astype(int)), np.nan) if shape != () else np.full(n_spec, np.nan) for name, shape in shapes.items()}
-    everything |= dict(dof=np.zeros(n_spec, int), flags=flags.copy(), good=np.zeros(good.shape, bool), held=np.zeros((n_spec, len(names)), bool))
-    for name, values in fitted.items():
-        if name == "good": everything[name][use, pixels] = values
-        else: everything[name][use] = values
+    everything = _everyone(fitted, use, pixels, good.shape, flags, len(plan.names), len(names), n_term)
     table = result_table(emulator, spectra.ids, everything, names)
     return FitResult(table, everything["covariance"], names, spectra, everything["good"], everything["level"],
                      dict(emulator=emulator, line_spread=line_spread, continuum=continuum, pixels=pixels, matrix=matrix, integrate=integrate))
