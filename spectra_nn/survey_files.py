@@ -112,7 +112,7 @@ def read_lamost(
     return spectra_with_info(wave, image[0], image[1], ids, [info | {"notes": ["LAMOST files do not say their resolution"]}], mask=image[3] != 0, frame="vacuum",
                    velocity_frame="heliocentric")
 
-# %% ../nbs/00h_survey_files.ipynb #487e4f56
+# %% ../nbs/00h_survey_files.ipynb #9582b25b
 def header_wave(
     header: Any,    # of an image
     n_pix: int,     # pixels along the axis
@@ -124,8 +124,10 @@ def header_wave(
         raise SpectraError(f"the image has no scale (CRVAL{axis} with CDELT{axis} or CD{axis}_{axis}), so its wavelengths are unknown")
     wave = header[f"CRVAL{axis}"] + step * (np.arange(n_pix) + 1 - header.get(f"CRPIX{axis}", 1))
     kind = str(header.get(f"CTYPE{axis}", "")).upper()
-    if header.get("DC-FLAG", 0) == 1 or header.get("DCLOG", 0) == 1 or "LOG" in kind or 2 < wave.max() < 5:
-        return np.exp(wave) if "LN" in kind or wave.max() > 6 else 10**wave
+    if header.get("DC-FLAG", 0) == 1 or header.get("DCLOG", 0) == 1 or "LOG" in kind or "-LN" in kind or 2 < wave.max() < 5:
+        if wave.max() < 20: return np.exp(wave) if "-LN" in kind or wave.max() > 6 else 10**wave
+        first = header[f"CRVAL{axis}"]
+        wave = first * np.exp((wave - first) / first)
     return wave * unit_factor(header.get(f"CUNIT{axis}", ""))
 
 # %% ../nbs/00h_survey_files.ipynb #a6fd925c
