@@ -341,12 +341,21 @@ def _find(name: str, offline: bool | None = None) -> HubEntry:
                            "(hub.list() shows all; a file or folder is given as a path, such as './model.safetensors'.)")
     return entries[name]
 
-# %% ../nbs/10_hub.ipynb #9e2b7e1a
+# %% ../nbs/10_hub.ipynb #f2145ed0
+def _measured(metrics: dict) -> tuple[str, ...]:
+    "Return the accuracy of an emulator as a note."
+    if "median_abs" not in metrics: return ()
+    return (f"On {metrics['n_spec']} spectra held out the median |flux error| is {metrics['median_abs']:.2g} and the rms {metrics['mse'] ** 0.5:.2g}.",)
+
+
 def help(
     name: str,  # of a model in `list`
 ) -> Card:      # Markdown; print it
     "Describe a model: what it is, from where, how to use it, whom to cite."
-    return _card(_find(name), name)
+    entry = _find(name)
+    local = [path for source in entry.files[0].sources if (path := _here(source)) and path.suffix == ".safetensors" and path.is_file()]
+    notes = _measured(read_header(local[0]).get("info", {}).get("metrics", {})) if local and entry.kind == "weights" else ()
+    return _card(replace(entry, notes=(*entry.notes, *notes)), name)
 
 # %% ../nbs/10_hub.ipynb #af2f2d1c
 _RECORD = ".files.json"  # in each folder of the cache: name -> size, sha256 and address of what came
@@ -534,7 +543,7 @@ def read_header(
         if isinstance(error, SpectraError): raise
         raise SpectraError(f"{path} is not a safetensors file ({error}).") from error
 
-# %% ../nbs/10_hub.ipynb #cbd8f7c0
+# %% ../nbs/10_hub.ipynb #e8757d96
 @dataclass(frozen=True)
 class _ModelClass:
     "How the hub treats one class of models; the functions take the model as `load` returns it."
@@ -557,7 +566,7 @@ def _emulator_facts(emulator: Any) -> dict:
     metrics, resolution, origin = emulator.info.metrics, emulator.resolution, emulator.info.provenance.get("origin")
     notes = [f"Origin: {origin}."] if origin else []
     notes += [f"Resolution R = {resolution:g}."] if resolution else ["At the resolution of the synthesis."]
-    if "median_abs" in metrics: notes += [f"On {metrics['n_spec']} spectra held out the median |flux error| is {metrics['median_abs']:.2g} and the rms {metrics['mse'] ** 0.5:.2g}."]
+    notes += _measured(metrics)
     return dict(task="stellar emulator", labels=emulator.label_names, wave=tuple(emulator.wave[[0, -1]].tolist()), frame=emulator.frame, notes=tuple(notes),
                 parameters=sum(array.numel() for array in emulator.state_dict().values()))
 
