@@ -259,7 +259,7 @@ def medium(
         raise SpectraError("nothing says whether the wavelengths are in air or in vacuum; they differ by 83 km/s. Give frame='air' or frame='vacuum'")
     return said or given
 
-# %% ../nbs/00g_named_arrays.ipynb #4f1a2e88
+# %% ../nbs/00g_named_arrays.ipynb #5f74b337
 def _line_spread(found: dict[str, Any], wave: np.ndarray, info: list[dict]) -> list[dict]:
     "Add to `info` what arrays say of the line spread: λ/FWHM, or σ in pixels of a logarithmic grid as SDSS has it, or σ as it is."
     shape = np.shape(found["flux"])
@@ -278,9 +278,11 @@ def _even(found: dict[str, Any], wave: np.ndarray, error: Any) -> tuple[np.ndarr
     "Return wave, flux and ivar of spectra of equal length; pixels out of order or without wavelength are mended one spectrum at a time."
     flux = native(found["flux"])
     if flux.dtype.kind not in "fiub": raise SpectraError(f"the flux holds values of type {flux.dtype}, not numbers")
+    for what in found.keys() & {"ivar", "error", "variance", "mask"}:
+        if np.shape(found[what]) not in (flux.shape, flux.shape[1:]): raise SpectraError(f"{what} of shape {np.shape(found[what])} does not fit a flux of shape {flux.shape}")
     ivar = np.broadcast_to(inverse_variance(found, flux, error), flux.shape)
     if "mask" in found: ivar = np.where(np.broadcast_to(np.asarray(found["mask"], float), flux.shape) != 0, 0., ivar)
-    if wave.ndim == 2 and len(wave) == 1: wave = wave[0]
+    if wave.ndim == 2 and len(wave) and (wave == wave[0]).all(): wave = wave[0]  # one grid, written with every spectrum
     if wave.shape not in (flux.shape, flux.shape[1:]): raise SpectraError(f"wavelengths of shape {wave.shape} do not fit a flux of shape {flux.shape}")
     if wave.ndim == 1 and len(flux) == 1:
         wave, one, weight = merge_pixels(wave, flux[0], ivar[0])
@@ -309,7 +311,7 @@ def _check_lengths(found: dict[str, Any]) -> None:
     sizes = {what: len(values) for what, values in found.items()}
     if len(set(sizes.values())) > 1: raise SpectraError("the arrays do not belong together: " + ", ".join(f"{n} of {what}" for what, n in sizes.items()))
 
-# %% ../nbs/00g_named_arrays.ipynb #5671e60b
+# %% ../nbs/00g_named_arrays.ipynb #bcfcacde
 def spectra_from_arrays(
     arrays: NamedArrays,               # what the file holds
     name: str,                         # of the file, from which ids are made if it has none
@@ -332,7 +334,8 @@ def spectra_from_arrays(
     chosen = choose_rows(rows, all_ids)
     said = medium(arrays.frame, frame)
     per_row = {what for what, key in which.items() if len(arrays.shapes[key]) > 1 and not one}
-    read = {what: _square(arrays.read(key, chosen if what in per_row else None)) for what, key in which.items() if what != "id"}
+    picked = None if rows is None else chosen
+    read = {what: _square(arrays.read(key, picked if what in per_row else None)) for what, key in which.items() if what != "id"}
     wave = arrays.wave
     if "wave" in which:
         convert = lambda w: wave_in_angstrom(w, which["wave"], unit or arrays.units.get(which["wave"]), arrays.log)  # noqa: E731

@@ -423,17 +423,16 @@ def _third_column(names: list[str], n_column: int, error: Any) -> tuple[int, str
     unnamed = n_column > 2 and not (names and "flux" in names[2])
     return (2, error or "error") if unnamed or (n_column > 2 and error) else None
 
-# %% ../nbs/05e_spectrum_files.ipynb #54ae86ee
+# %% ../nbs/05e_spectrum_files.ipynb #4626a0cf
 def _read_text(path: Path, name: str, *, rows: Any, error: Any, unit: str | None, **options: Any) -> Spectra:
     "Read one spectrum from a text file."
     with open(path, "rb") as file: packed = file.read(2) == b"\x1f\x8b"
     with _damage_named("text"):
-        start = _unpack(path)[:100_000] if packed else path.open("rb").read(100_000)
-        text = start.decode("utf-8", "replace")
-    n_column, names = _header_names(text)
-    wave, flux = read_spectrum(path)
-    found, column = {"wave": wave, "flux": flux}, _third_column(names, n_column, error if isinstance(error, str) else None)
-    if column is not None and not isinstance(error, (int, float)): found[column[1]] = read_spectrum(path, columns=(0, column[0]))[1]
+        text = (_unpack(path) if packed else path.read_bytes())[:100_000].decode("utf-8", "replace")
+        n_column, names = _header_names(text)
+        wave, flux = read_spectrum(path)
+        found, column = {"wave": wave, "flux": flux}, _third_column(names, n_column, error if isinstance(error, str) else None)
+        if column is not None and not isinstance(error, (int, float)): found[column[1]] = read_spectrum(path, columns=(0, column[0]))[1]
     masks = [k for k, column in enumerate(names[2:], start=2) if any(part in column for part in ("mask", "flag", "qual"))]
     if masks: found["mask"] = read_spectrum(path, columns=(0, masks[0]))[1]
     said = re.search(rf"name: {re.escape(names[0])}, unit: (\w+)", text) if names and text.startswith("# %ECSV") else None

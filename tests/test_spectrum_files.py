@@ -424,3 +424,283 @@ def test_velocity_frames_of_apogee_are_what_we_say(name, teff):
     best = (150 - max(match, key=np.max).argmax()) * step * 299_792.458
     expected = 0 if one.velocity_frame == "rest" else info_column(one, "vhelio")[0] - info_column(one, "bc")[0]
     assert abs(best - expected) < 1.8  # two steps of the search, and the star's own template is not among these
+
+
+def columns(n_spec=4, n_pix=40):
+    rng = np.random.default_rng(3)
+    wave = 5000.0 + np.arange(n_pix)
+    return dict(wave=wave, flux=rng.normal(2, 0.1, (n_spec, n_pix)).astype("f4"), ivar=np.full((n_spec, n_pix), 100.0), object_id=[f"star{k}" for k in range(n_spec)], Z=0.1 * np.arange(n_spec))
+
+
+def hdf5_flat(path, h5py, held):
+    with h5py.File(path, "w") as file:
+        for key, values in held.items():
+            file[key] = values
+        file.attrs["frame"] = "vacuum"
+
+
+def hdf5_nested(path, h5py, held):
+    with h5py.File(path, "w") as file:
+        for key, values in held.items():
+            name = {"wave": "spectrum/lambda", "flux": "spectrum/flux", "ivar": "spectrum/ivar"}.get(key, key)
+            file.create_dataset(name, data=values, chunks=True if np.ndim(values) else None, compression="gzip")
+        file["frame"] = "vacuum"
+
+
+def hdf5_compound(path, h5py, held):
+    n_spec, n_pix = held["flux"].shape
+    rows = np.zeros(n_spec, [("wavelength", "f8", n_pix), ("flux", "f4", n_pix), ("error", "f8", n_pix), ("object_id", "S9"), ("Z", "f8")])
+    rows["wavelength"], rows["flux"], rows["error"], rows["object_id"], rows["Z"] = held["wave"], held["flux"], held["ivar"] ** -0.5, held["object_id"], held["Z"]
+    with h5py.File(path, "w") as file:
+        file["table"] = rows
+        file.attrs["frame"] = b"vacuum"
+
+
+def hdf5_ragged(path, h5py, held):
+    with h5py.File(path, "w") as file:
+        for key in ("wave", "flux", "ivar"):
+            data = file.create_dataset(key, (len(held["flux"]),), h5py.vlen_dtype(np.float64))
+            for k in range(len(data)):
+                data[k] = held[key] if key == "wave" else held[key][k]
+        file["object_id"], file["Z"], file.attrs["frame"] = held["object_id"], held["Z"], "vacuum"
+
+
+@pytest.mark.parametrize("writer", [hdf5_flat, hdf5_nested, hdf5_compound, hdf5_ragged])
+def test_hdf5_layouts(tmp_path, writer):
+    h5py, held = pytest.importorskip("h5py"), columns()
+    writer(tmp_path / "x", h5py, held)
+    every = read_spectra(tmp_path / "x")
+    assert every.frame == "vacuum" and every.ids == tuple(held["object_id"])
+    np.testing.assert_allclose(every.flux, held["flux"], rtol=1e-6)
+    np.testing.assert_allclose(every.ivar, held["ivar"])
+    np.testing.assert_allclose(info_column(every, "z"), held["Z"])
+    some = read_spectra(tmp_path / "x", rows=["star3", "star0"])
+    np.testing.assert_array_equal(some.flux, every.flux[[3, 0]])
+    assert info_column(some, "z").tolist() == [held["Z"][3], 0] and read_spectra(tmp_path / "x", rows=[2, 2, 1]).ids[1:] == ("star2#2", "star1")
+
+
+def test_hdf5_groups_are_spectra(tmp_path):
+    h5py, held = pytest.importorskip("h5py"), columns()
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for k, name in enumerate(("sun", "moon")):
+            for key in ("wave", "flux", "ivar"):
+                file[f"{name}/{key}"] = held[key][: 30 + k] if key == "wave" else held[key][k, : 30 + k]
+            file[name].attrs["frame"] = "air"
+    both = read_spectra(tmp_path / "x.h5")
+    assert set(both.ids) == {"sun", "moon"} and both.frame == "air"
+    np.testing.assert_array_equal(read_spectra(tmp_path / "x.h5", rows="sun").flux[0, :30], held["flux"][0, :30])
+
+
+def test_hdf5_does_not_leave_its_file(tmp_path):
+    """External storage, links and virtual data could read any file of the user; sizes without data could fill the memory."""
+    h5py, held = pytest.importorskip("h5py"), columns()
+    (tmp_path / "secret.bin").write_bytes(np.full(40, 42.0).tobytes())
+    hdf5_flat(tmp_path / "other.h5", h5py, held)
+
+    def external(file):
+        del file["ivar"]
+        file.create_dataset("ivar", (4, 10), "f8", external=[(str(tmp_path / "secret.bin"), 0, 320)])
+
+    def linked(file):
+        del file["flux"]
+        file["flux"] = h5py.ExternalLink("other.h5", "/flux")
+
+    def virtual(file):
+        del file["ivar"]
+        layout = h5py.VirtualLayout((4, 40), "f8")
+        layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "ivar", (4, 40))
+        file.create_virtual_dataset("ivar", layout)
+
+    def huge(file):
+        del file["flux"]
+        file.create_dataset("flux", (5_000, 1_000_000), "f4", chunks=(1, 1000))
+
+    def hollow(file):
+        del file["flux"], file["object_id"], file["Z"]
+        file.create_dataset("flux", (4, 10_000_000), "f4", chunks=(1, 1000))
+
+    for change, message in ((external, "not in this file"), (linked, "no dataset 'flux'"), (virtual, "not in this file"), (huge, "would take 20.0 GB"), (hollow, "announces")):
+        path = tmp_path / "bad.h5"
+        hdf5_flat(path, h5py, held)
+        with h5py.File(path, "a") as file:
+            change(file)
+        with pytest.raises(SpectraError, match=message):
+            read_spectra(path)
+
+
+def parquet_struct(pa, held):
+    spectrum = [{"wave": list(held["wave"]), "flux": list(map(float, held["flux"][k])), "ivar": list(held["ivar"][k])} for k in range(len(held["flux"]))]
+    return pa.table(dict(spectrum=spectrum, object_id=held["object_id"], Z=held["Z"]))
+
+
+def parquet_lists(pa, held):
+    return pa.table(dict({"lambda": [list(held["wave"])] * len(held["flux"])}, flux=list(held["flux"]), ivar=list(held["ivar"]), object_id=held["object_id"], Z=held["Z"]))
+
+
+def parquet_fixed(pa, held):
+    n_spec, n_pix = held["flux"].shape
+    fixed = {key: pa.FixedSizeListArray.from_arrays(pa.array(np.broadcast_to(held[key], (n_spec, n_pix)).astype("f8").ravel()), n_pix) for key in ("wave", "flux", "ivar")}
+    return pa.table(dict(**fixed, object_id=held["object_id"], Z=held["Z"]))
+
+
+def parquet_list_of_structs(pa, held):
+    pixels = [[dict(wave=w, flux=float(f), ivar=i) for w, f, i in zip(held["wave"], flux, ivar)] for flux, ivar in zip(held["flux"], held["ivar"])]
+    return pa.table(dict(spectrum=pixels, object_id=held["object_id"], Z=held["Z"]))
+
+
+@pytest.mark.parametrize("maker", [parquet_struct, parquet_lists, parquet_fixed, parquet_list_of_structs])
+def test_parquet_layouts(tmp_path, maker):
+    pa, pq, held = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet"), columns(7)
+    pq.write_table(maker(pa, held), tmp_path / "x", row_group_size=3)
+    every = read_spectra(tmp_path / "x", frame="vacuum")
+    assert every.ids == tuple(held["object_id"])
+    np.testing.assert_allclose(every.flux, held["flux"], rtol=1e-6)
+    np.testing.assert_array_equal(every.wave, held["wave"])
+    for rows, expected in ((["star6", "star1"], [6, 1]), (slice(2, 5), [2, 3, 4]), (-1, [6]), ([5, 0, 5], [5, 0, 5])):
+        some = read_spectra(tmp_path / "x", frame="vacuum", rows=rows)
+        np.testing.assert_array_equal(some.flux, every.flux[expected])
+        np.testing.assert_array_equal(info_column(some, "z"), held["Z"][expected])
+
+
+def test_parquet_of_pixels_and_ragged_rows(tmp_path):
+    pa, pq, held = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet"), columns(3)
+    pq.write_table(pa.table(dict(wave=held["wave"], flux=held["flux"][0], ivar=held["ivar"][0])), tmp_path / "one.parquet")
+    one = read_spectra(tmp_path / "one.parquet", frame="air")
+    assert one.ids == ("one",) and one.flux.shape == (1, 40)
+    spectrum = [dict(wave=list(held["wave"][:n]), flux=list(map(float, held["flux"][k, :n])), ivar=list(held["ivar"][k, :n])) for k, n in enumerate((40, 25, 30))]
+    pq.write_table(pa.table(dict(spectrum=spectrum)).replace_schema_metadata({"frame": "air"}), tmp_path / "ragged.parquet")
+    ragged = read_spectra(tmp_path / "ragged.parquet")
+    assert (~ragged.mask).sum(1).tolist() == [40, 25, 30] and ragged.ids == ("ragged:0", "ragged:1", "ragged:2")
+
+
+@pytest.mark.parametrize("kind", ["images", "table"])
+def test_one_row_of_two_gigabytes(tmp_path, kind):
+    """A sparse file of 2 GB; the row asked for comes alone, and memory stays small."""
+    import resource
+
+    n_pix, n_spec, path = 4000, 62_500, tmp_path / "large.fits"
+    wave = image(4000.0 + np.arange(n_pix), "WAVE")
+    if kind == "images":
+        write(path, wave)
+        heads = [[("XTENSION", "IMAGE"), ("BITPIX", -32), ("NAXIS", 2), ("NAXIS1", n_pix), ("NAXIS2", n_spec), ("PCOUNT", 0), ("GCOUNT", 1), ("EXTNAME", name)] for name in ("FLUX", "IVAR")]
+    else:
+        write(path, fits.PrimaryHDU())
+        heads = [[("XTENSION", "BINTABLE"), ("BITPIX", 8), ("NAXIS", 2), ("NAXIS1", 12 * n_pix), ("NAXIS2", 2 * n_spec // 3), ("PCOUNT", 0), ("GCOUNT", 1), ("TFIELDS", 3), ("TTYPE1", "wave"),
+                  ("TFORM1", f"{n_pix}E"), ("TTYPE2", "flux"), ("TFORM2", f"{n_pix}E"), ("TTYPE3", "ivar"), ("TFORM3", f"{n_pix}E")]]
+    with open(path, "ab") as file:
+        for cards in heads:
+            file.write(fits.Header(cards).tostring().encode())
+            size = dict(cards)["NAXIS1"] * dict(cards)["NAXIS2"] * (4 if kind == "images" else 1)
+            file.truncate(file.tell() + -(-size // 2880) * 2880)
+            file.seek(0, 2)
+    with open(path, "r+b") as file, fits.open(path) as hdus:
+        values = dict(FLUX=2.0, IVAR=5.0) if kind == "images" else {None: None}
+        for name, value in values.items():
+            row = np.full(n_pix, value, ">f4") if name else np.concatenate([4000.0 + np.arange(n_pix), np.full(n_pix, 2.0), np.full(n_pix, 5.0)]).astype(">f4")
+            file.seek(hdus[name or 1].fileinfo()["datLoc"] + row.nbytes * 12_345)
+            file.write(row.tobytes())
+    assert path.stat().st_size > 1.9e9
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    one = read_spectra(path, rows=12_345, frame="vacuum")
+    assert one.flux.shape == (1, n_pix) and (one.flux == 2).all() and (one.ivar == 5).all() and one.ids == ("large:12345",)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_aaomega_fibres_keep_their_names(tmp_path):
+    header = fits.Header(dict(CRVAL1=6000.0, CDELT1=1.0, CRPIX1=300.0, CTYPE1="WAVELENG", CUNIT1="Angstroms"))
+    path = write(tmp_path / "a.fits", fits.PrimaryHDU(np.ones((4, N), "f4"), header=header), image(np.full((4, N), 0.25, "f4"), "VARIANCE"),
+                 table("FIBRES", NAME=np.array(["star", "SKY", "SKY", "SKY"]), TYPE=np.array(["P", "S", "S", "S"]), RA=np.arange(4.0)))
+    spectra = read_spectra(path, frame="air")
+    assert spectra.ids == ("star", "SKY", "SKY#2", "SKY#3") and info_column(spectra, "ra").tolist() == [0, 1, 2, 3] and (spectra.ivar == 4).all()
+    assert spectra.wave[299] == 6000 and read_spectra(path, frame="air", rows="SKY#2").ids == ("SKY#2",)
+
+
+def test_aspcap_best_fit_is_kept(tmp_path):
+    one = read_spectra(apstar(tmp_path / "a.fits", 1, aspcap=True))
+    assert info_column(one, "model").shape == (1, 8575) and any("ASPCAP" in note for note in one.meta["info"][one.ids[0]]["notes"])
+
+
+def test_bombs_are_refused(tmp_path):
+    """A few hundred kilobytes that unpack to hundreds of megabytes."""
+    for name, start in (("fits.gz", b"SIMPLE  =                    T"), ("txt.gz", b"5000 1 1\n")):
+        path = tmp_path / name
+        with gzip.open(path, "wb") as file:
+            file.write(start)
+            for _ in range(12):
+                file.write(bytes(10_000_000))
+        with pytest.raises(SpectraError, match="unpacks to more than 0.1 GB"):
+            read_spectra(path, frame="air")
+
+
+def test_missing_packages_are_named(tmp_path, monkeypatch):
+    for name, start in (("h5py", b"\x89HDF\r\n\x1a\n" + bytes(100)), ("pyarrow", b"PAR1" + bytes(100))):
+        (tmp_path / name).write_bytes(start)
+        for module in (name, f"{name}.types"):
+            monkeypatch.setitem(__import__("sys").modules, module, None)
+        with pytest.raises(SpectraError, match=rf"needs {name}: pip install 'spectra_nn\[formats\]'"):
+            read_spectra(tmp_path / name, frame="air")
+    monkeypatch.setitem(__import__("sys").modules, "specutils", None)
+    with pytest.raises(SpectraError, match=r"it holds PRIMARY; specutils, .* pip install 'spectra_nn\[specutils\]'"):
+        read_spectra(write(tmp_path / "empty.fits", fits.PrimaryHDU()), frame="air")
+
+
+def test_unknown_files_go_to_specutils(tmp_path):
+    pytest.importorskip("specutils")
+    path = write(tmp_path / "tab.fits", fits.PrimaryHDU(), table("X", spectral_axis=np.linspace(5000.0, 6000, 50), brightness=np.ones(50), uncertainty=np.full(50, 0.1)))
+    with fits.open(path, mode="update") as hdus:
+        hdus[1].header["TUNIT1"], hdus[1].header["TUNIT2"], hdus[1].header["TUNIT3"] = "Angstrom", "Jy", "Jy"
+    one = read_spectra(path, frame="air")
+    np.testing.assert_allclose(one.ivar, 100)
+    assert one.meta["info"][one.ids[0]]["notes"] == ["read by specutils"]
+    assert read_spectra(path, frame="air", format="specutils:tabular-fits").flux.shape == (1, 50)
+
+
+def npz(path, held):
+    np.savez(path, **held)
+    return path.with_suffix(".npz")
+
+
+def small(kind, path):
+    """A small valid file of a kind that is not FITS."""
+    held = columns(3, 20) | {"frame": "vacuum"}
+    if kind == "npz":
+        return npz(path, held)
+    if kind == "hdf5":
+        hdf5_nested(path, pytest.importorskip("h5py"), columns(3, 20))
+    elif kind == "parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(parquet_struct(pa, held).replace_schema_metadata({"frame": "air"}), path)
+    else:
+        np.savetxt(path, np.c_[held["wave"], held["flux"][0], held["flux"][0]], header="wave flux err")
+        if kind == "text.gz":
+            path.write_bytes(gzip.compress(path.read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["npz", "hdf5", "parquet", "text", "text.gz"])
+def test_other_damaged_files_are_errors_of_ours(tmp_path, kind):
+    """Bytes changed or cut off: a file reads, or raises `SpectraError`, and nothing else."""
+    data, rng, path, failed = small(kind, tmp_path / "good").read_bytes(), np.random.default_rng(5), tmp_path / "bad", 0
+    for trial in range(150):
+        damaged = bytearray(data)
+        if trial % 3 == 0:
+            del damaged[int(rng.integers(len(data))) :]
+        else:
+            for place in rng.integers(0, len(data), 1 if trial % 3 == 1 else 12):
+                damaged[place] = int(rng.integers(256))
+        path.write_bytes(damaged)
+        try:
+            assert isinstance(read_spectra(path, **({"frame": "air"} if kind.startswith("text") else {})), Spectra)
+        except SpectraError as error:
+            failed += 1
+            assert "bad" in str(error)
+    assert failed >= 40
+
+
+def test_formats_by_name(tmp_path):
+    path = sdss(tmp_path / "a.fits")
+    with pytest.raises(SpectraError, match="Did you mean 'parquet'"):
+        read_spectra(path, format="parket")
+    with pytest.raises(SpectraError, match="a.fits: .*not what it seems|a.fits: the HDF5"):
+        pytest.importorskip("h5py") and read_spectra(path, format="hdf5")
+    assert read_spectra(path, format="sdss").ids == ("0412-51871-0308",)
