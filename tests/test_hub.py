@@ -1,6 +1,7 @@
 """The hub lists without weight, fetches once, and loads nothing that is not what it should be (see nbs/10_hub.ipynb)."""
 
 import base64
+import bz2
 import hashlib
 import json
 import os
@@ -289,6 +290,43 @@ def test_networks_of_the_payne_with_their_wavelengths_beside(tmp_path, monkeypat
     assert emulator.wave[-1] == 15206 and emulator.frame == "vacuum" and emulator.predict([5000, 4]).shape == (1, 30)
 
 
+@pytest.mark.parametrize("name, content", [("c.txt.bz2", bz2.compress(b"412-52254-308 -41.5\n412-52250-129 3.2\n")), ("c.txt", b"id logp\na 1.5\nb 2.5\n"), ("c.csv", b"id,logp\na,1.5\nb,2.5\n")])
+def test_catalogues_of_text(register, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    register(name, sha256="", size=None, kind="table", file=name, task="outlier catalogue", name="odd")
+    table = hub.load_catalog("odd")
+    assert len(table) == 2 and table.columns[1].dtype.kind == "f"
+    (tmp_path / name).write_bytes(content[: len(content) // 2] + b"\0\xff\xfe" * 9)
+    with pytest.raises(SpectraError, match="is not a readable catalogue"):
+        hub.load_catalog("odd")
+
+
+def test_catalogue_in_parquet(register, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"PLATE-MJD-FIBERID": ["412-52254-308"], "logP": [-41.5]}), tmp_path / "c.parquet")
+    register("c.parquet", sha256="", size=None, kind="table", file="c.parquet", task="outlier catalogue", name="odd")
+    table = hub.load_catalog("odd")
+    assert list(table["PLATE-MJD-FIBERID"]) == ["412-52254-308"] and table["logP"][0] == -41.5
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 not really PAR1")
+    with pytest.raises(SpectraError, match="is not a readable catalogue"):
+        hub.load_catalog("odd")
+
+
+def test_parquet_without_pyarrow_names_the_extra(register, tmp_path, monkeypatch):
+    (tmp_path / "c.parquet").write_bytes(b"PAR1")
+    register("c.parquet", sha256="", size=None, kind="table", file="c.parquet", task="outlier catalogue", name="odd")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SpectraError, match=r"needs pyarrow: pip install 'spectra_nn\[formats\]'"):
+        hub.load_catalog("odd")
+
+
+def test_map_location():
+    assert hub.load("miles_stars", map_location="meta").weight.device.type == "meta"
+    with pytest.raises(SpectraError, match="cannot be moved to 'gpu'"):
+        hub.load("miles_stars", map_location="gpu")
+
+
 # --- registries ----------------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +361,15 @@ def test_registry_on_the_net_may_not_point_at_this_machine(register, tmp_path, m
         monkeypatch.setenv("SPECTRA_NN_HUB", server.url("/page"))
         with pytest.raises(SpectraError, match="not JSON .*Is it complete, and not a web page"):
             hub.list()
+
+
+def test_a_broken_registry_is_named_and_leaves_the_built_in_models_alone(register):
+    register("s").write_text("{")
+    with pytest.raises(SpectraError, match="registry.json is not JSON"):
+        hub.list()
+    with pytest.raises(SpectraError, match="registry.json is not JSON"):
+        hub.load("stars")
+    assert hub.load("miles_stars").frame == "air"
 
 
 # --- Hugging Face --------------------------------------------------------------------------------------------------------
@@ -398,6 +445,19 @@ def test_hugging_face_body_of_the_right_size_and_wrong_content(register, home, m
     assert held(home) == []
 
 
+def test_hugging_face_and_a_full_disk(register, home, monkeypatch):
+    import huggingface_hub
+
+    def full(*repository, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    register("hf://our/repo/stars.safetensors")
+    with pytest.raises(DownloadError, match="could not be fetched: .*No space left on device"):
+        hub.load("stars", progress=False)
+    assert held(home) == []
+
+
 def test_hugging_face_down_then_the_other_home(register, monkeypatch):
     with served(monkeypatch) as server:
         server.files["/old/stars"] = DATA
@@ -430,7 +490,7 @@ def test_publish_to_hugging_face_and_back(monkeypatch, home):
         with pytest.warns(hub.HubWarning, match="manifest.json .* no checksum"):
             again = hub.load("hf://our/repo", progress=False)
         asked = len(server.log)
-        hub.load("hf://our/repo")
+        hub.load("hf://our/repo"), hub.load("hf://our/repo", offline=True)
         assert len(server.log) == asked and np.array_equal(again.weight, emulator.weight)
         server.faults["/api/models/our/repo/commit/main"] = iter([403])
         with pytest.raises(DownloadError, match="was not published: .*token"):
