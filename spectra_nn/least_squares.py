@@ -12,7 +12,7 @@ from torch import Tensor
 from .core import SpectraError
 
 # %% auto #0
-__all__ = ['NormalEquations', 'normal_equations', 'GaussianPrior', 'LeastSquares', 'levenberg_marquardt']
+__all__ = ['NormalEquations', 'normal_equations', 'GaussianPrior', 'add_prior', 'LeastSquares', 'levenberg_marquardt']
 
 # %% ../nbs/02a_least_squares.ipynb #549cf425
 class NormalEquations(NamedTuple):
@@ -44,7 +44,7 @@ def normal_equations(
     gradient = (jacobian @ residual[..., None])[..., 0]  # (n, p)
     return NormalEquations(residual.square().sum(1), gradient, jacobian @ jacobian.mT)
 
-# %% ../nbs/02a_least_squares.ipynb #222f01fc
+# %% ../nbs/02a_least_squares.ipynb #98d50235
 class GaussianPrior(NamedTuple):
     """Independent Gaussian knowledge of the parameters.
 
@@ -59,8 +59,13 @@ class GaussianPrior(NamedTuple):
     ivar: Tensor
 
 
-def _add_prior(equations: NormalEquations, parameters: Tensor, rows: Tensor, prior: GaussianPrior | None) -> NormalEquations:
-    "Add the prior's pull on `parameters` (n, p) to the equations of `rows`."
+def add_prior(
+    equations: NormalEquations,  # of n problems
+    parameters: Tensor,          # (n, p) where they were formed
+    rows: Tensor,                # (n,) which rows of the prior are theirs, where each has its own
+    prior: GaussianPrior | None, # None adds nothing
+) -> NormalEquations:            # with the prior as if it were more data
+    "Add the prior's pull on the parameters to normal equations."
     if prior is None: return equations
     mean, ivar = (p[rows] if p.ndim == 2 else p for p in prior)
     offset = torch.where(ivar > 0, parameters - mean, 0.)
@@ -172,7 +177,7 @@ def _update(
     state.x[rows] = trial[better]
     for mine, found in zip(state.now, new): mine[rows] = found[better]
 
-# %% ../nbs/02a_least_squares.ipynb #2b35a3f0
+# %% ../nbs/02a_least_squares.ipynb #bff07384
 def levenberg_marquardt(
     model: Callable,                     # (parameters (k, p), rows (k,)) → (residual (k, m), jacobian (k, p, m)) or `NormalEquations`
     start: Tensor,                       # (n, p) where to start; moved into the bounds
@@ -194,7 +199,7 @@ def levenberg_marquardt(
     def evaluate(parameters, rows):
         found = model(parameters.to(start.dtype), rows)
         if not isinstance(found, NormalEquations): found = normal_equations(*found)
-        return _add_prior(NormalEquations(*(t.double() for t in found)), parameters, rows, prior)
+        return add_prior(NormalEquations(*(t.double() for t in found)), parameters, rows, prior)
 
     x, rows = x.clamp(low, high), torch.arange(len(x), device=x.device)
     now, blank = evaluate(x, rows), x.new_ones(len(x))
