@@ -252,13 +252,15 @@ def query(
 
     return read_catalog(path, fields or (*archive.id_columns, *archive.z_columns), selection_fct or standard, progress=progress)
 
-# %% ../nbs/05f_archives.ipynb #2688a7bd
+# %% ../nbs/05f_archives.ipynb #0f014af9
 def _with_places(archive: Archive, data_path: Path, ids: Sequence) -> list:
     "Return ids of APOGEE in full where only the names of stars were given."
     names = {one for one in ids if isinstance(one, str)} if archive.kind == "apogee" else set()
     if not names: return list(ids)
     path = data_path / archive.catalog.rpartition("/")[2]
-    if not path.is_file(): raise SpectraError(f"{next(iter(names))} is a name without telescope and field, and {path} is not there to look them up. Call query first, or give (telescope, field, apogee_id).")
+    if not path.is_file():
+        raise SpectraError(f"{next(iter(names))} is a name without telescope and field, and {path} is not there to look them up. "
+                           "Call query first, or give (telescope, field, apogee_id).")
     found = read_catalog(path, [*archive.id_columns, "SNR"], lambda block: np.isin(block["APOGEE_ID"], list(names)))
     found.sort("SNR")
     places = {row["APOGEE_ID"]: tuple(row)[:3] for row in found}
@@ -301,12 +303,13 @@ def _finish(flux: np.ndarray, weight: np.ndarray, z: float, wave: np.ndarray, sk
     if reason: return np.zeros_like(flux), np.zeros_like(weight), 0.0, reason
     return flux / norm, weight * norm**2, norm, ""
 
-# %% ../nbs/05f_archives.ipynb #439fb660
+# %% ../nbs/05f_archives.ipynb #648cbab9
 def _sdss_pixels(path: Path, wave: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
     "Return flux and weights (n_pix,) on the grid `wave`, redshift and its error (not a number if the file has none)."
     with open_fits(path) as hdus:
         table = table_records(hdus[1])
-        if not {"loglam", "flux", "ivar", "and_mask"} <= set(table.dtype.names or ()): raise SpectraError("it has no columns loglam, flux, ivar and and_mask. Is it a spectrum of SDSS?")
+        if not {"loglam", "flux", "ivar", "and_mask"} <= set(table.dtype.names or ()):
+            raise SpectraError("it has no columns loglam, flux, ivar and and_mask. Is it a spectrum of SDSS?")
         try: results = table_records(hdus[2])
         except IndexError: results = np.zeros(0)
     z, z_err = (float(results[name][0]) if len(results) == 1 and name in (results.dtype.names or ()) else np.nan for name in ("z", "z_err"))

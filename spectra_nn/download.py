@@ -280,7 +280,10 @@ def download(
         raise DownloadError(f"{path} was not written: {problem.strerror or problem}. Is the folder yours to write?") from problem
     return path
 
-# %% ../nbs/00e_download.ipynb #9ddcd389
+# %% ../nbs/00e_download.ipynb #113f1e65
+_SILENT_FILES = 20
+
+
 def download_many(
     items: Sequence[tuple],       # (url, path) or (url, path, expected) for each file
     *,
@@ -292,8 +295,18 @@ def download_many(
     if workers < 1: raise SpectraError(f"workers must be at least 1; got {workers}.")
     paths: list[Path | None] = [None] * len(items)
     reasons: dict[str, str] = {}
+    silent = [0]  # files in a row without an answer
+
+    def one(url, path, expected=options.pop("expected", None)):
+        if silent[0] >= _SILENT_FILES: raise DownloadError(f"{url} was not tried, for {_SILENT_FILES} files in a row got no answer.")
+        try: path = download(url, path, expected=expected, progress=False, **options)
+        except DownloadError as problem:
+            silent[0] = silent[0] + 1 if problem.status is None and problem.__cause__ is not None else 0
+            raise
+        silent[0] = 0
+        return path
+
     with ThreadPoolExecutor(workers) as pool:
-        def one(url, path, expected=options.pop("expected", None)): return download(url, path, expected=expected, progress=False, **options)
         running = {pool.submit(one, *item): k for k, item in enumerate(items)}
         try:
             for done in tqdm(as_completed(running), total=len(items), desc="downloading", unit="file", delay=1.0, disable=not progress):

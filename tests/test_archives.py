@@ -178,8 +178,9 @@ def test_a_batch_fetches_what_is_missing_once(tmp_path):
 def test_query_fetches_the_catalogue_and_selects(tmp_path):
     n = 1000
     random = np.random.default_rng(0)
-    table = Table({"PLATE": np.arange(n, dtype="u2"), "MJD": np.full(n, 50000), "FIBERID": np.arange(n) % 640 + 1, "Z": random.uniform(-0.1, 1, n).astype("f4"),
-                   "Z_ERR": random.choice([-3, 1e-5, 2e-4], n), "CLASS": random.choice(["GALAXY", "QSO", "STAR"], n), "SURVEY": random.choice(["sdss", "boss", "segue1"], n),
+    table = Table({"PLATE": np.arange(n, dtype="u2"), "MJD": np.full(n, 50000), "FIBERID": np.arange(n) % 640 + 1,
+                   "Z": random.uniform(-0.1, 1, n).astype("f4"), "Z_ERR": random.choice([-3, 1e-5, 2e-4], n),
+                   "CLASS": random.choice(["GALAXY", "QSO", "STAR"], n), "SURVEY": random.choice(["sdss", "boss", "segue1"], n),
                    "PLATEQUALITY": random.choice(["good", "marginal"], n), "TARGETTYPE": ["SCIENCE"] * n, "SOURCETYPE": random.choice(["GALAXY", "QSO"], n)})
     table.write(tmp_path / "far.fits")
     with serve({"/specObj-dr16.fits": (tmp_path / "far.fits").read_bytes()}, {"/specObj-dr16.fits": ["cut"]}) as server:
@@ -197,8 +198,8 @@ def test_query_fetches_the_catalogue_and_selects(tmp_path):
 
 def test_targets_of_desi_are_asked_of_the_object_not_of_the_definition(tmp_path):
     """spender keeps every object whatever its class."""
-    table = Table({"SURVEY": ["sv3"] * 5, "PROGRAM": ["bright", "bright", "dark", "dark", "bright"], "HEALPIX": [1] * 5, "TARGETID": np.arange(5), "Z": [0.1] * 5, "ZERR": [1e-5] * 5,
-                   "ZWARN": [0] * 5, "SPECTYPE": ["GALAXY"] * 5, "DELTACHI2": [50.0, 50, 50, 10, 30], "COADD_FIBERSTATUS": [0] * 5,
+    table = Table({"SURVEY": ["sv3"] * 5, "PROGRAM": ["bright", "bright", "dark", "dark", "bright"], "HEALPIX": [1] * 5, "TARGETID": np.arange(5),
+                   "Z": [0.1] * 5, "ZERR": [1e-5] * 5, "ZWARN": [0] * 5, "SPECTYPE": ["GALAXY"] * 5, "DELTACHI2": [50.0, 50, 50, 10, 30], "COADD_FIBERSTATUS": [0] * 5,
                    "SV3_DESI_TARGET": np.array([1 << 60, 1 << 61, 1, 1, 1 << 60])})
     table.write(tmp_path / "zall-pix-fuji.fits")
     chosen = {target: list(query(DESI_ARCHIVE, tmp_path, target=target, offline=True)["TARGETID"]) for target in ("BGS", "MWS", "LRG", "ELG", "bgs_any")}
@@ -212,8 +213,9 @@ def desi_files(folder, n=4):
     targets = 10**16 + 7 * np.arange(n)
     with fits.open(folder / "one.fits") as hdus:
         made = [fits.PrimaryHDU(header=fits.Header({"SURVEY": "sv3"}))]
-        made += [fits.BinTableHDU(Table({"TARGETID": targets, "COADD_FIBERSTATUS": [0, 0, 0, 8][:n], "SV3_DESI_TARGET": np.array([1 << 60, 1 << 60, 1 << 61, 1 << 60][:n]),
-                                         "TARGET_RA": [10.0] * n, "TARGET_DEC": [20.0] * n}), name="FIBERMAP")]
+        bits = np.array([1 << 60, 1 << 60, 1 << 61, 1 << 60][:n])
+        made += [fits.BinTableHDU(Table({"TARGETID": targets, "COADD_FIBERSTATUS": [0, 0, 0, 8][:n], "SV3_DESI_TARGET": bits, "TARGET_RA": [10.0] * n,
+                                         "TARGET_DEC": [20.0] * n}), name="FIBERMAP")]
         for hdu in hdus:
             if hdu.name[:2] not in ("B_", "R_", "Z_"): continue
             scale = np.arange(1, n + 1).reshape(-1, *[1] * (hdu.data.ndim - 1)) if "FLUX" in hdu.name or "IVAR" in hdu.name else 1
@@ -222,7 +224,8 @@ def desi_files(folder, n=4):
             made.append(fits.ImageHDU(data.astype(hdu.data.dtype.newbyteorder("=")), name=hdu.name))
         fits.HDUList(made).writeto(folder / "coadd-sv3-bright-27247.fits")
     order = np.arange(n)[::-1]
-    redrock = Table({"TARGETID": targets[order], "Z": 0.007 + 0.001 * order, "ZERR": np.full(n, 1e-5), "ZWARN": [0] * n, "SPECTYPE": ["GALAXY"] * n, "DELTACHI2": [90.0] * n})
+    redrock = Table({"TARGETID": targets[order], "Z": 0.007 + 0.001 * order, "ZERR": np.full(n, 1e-5), "ZWARN": [0] * n, "SPECTYPE": ["GALAXY"] * n,
+                     "DELTACHI2": [90.0] * n})
     fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU(redrock, name="REDSHIFTS")]).writeto(folder / "redrock-sv3-bright-27247.fits")
     return [("sv3", "bright", 27247, int(target)) for target in targets]
 

@@ -178,6 +178,14 @@ def test_many_name_what_fails_and_get_the_rest(tmp_path):
     assert download_many([]) == ([], {})
 
 
+def test_a_dead_archive_does_not_cost_a_night(tmp_path):
+    items = [(f"http://127.0.0.1:9/{k}", tmp_path / str(k)) for k in range(60)]  # the discard port: refused
+    paths, reasons = download_many(items, workers=2, retries=0, progress=False)
+    assert paths == [None] * 60 and len(reasons) == 60
+    assert 20 <= sum("could not be fetched" in reason for reason in reasons.values()) <= 22
+    assert sum("not tried, for 20 files in a row" in reason for reason in reasons.values()) >= 38
+
+
 def test_git_names_its_files_so(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     assert git_blob_of(tmp_path / "empty") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
