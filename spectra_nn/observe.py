@@ -628,7 +628,7 @@ def _observe(observer: Observer, flux: Tensor, velocity: Tensor | float) -> tupl
     valid = observer.valid(velocity)
     return torch.where(valid, values[..., 0], torch.nan), valid
 
-# %% ../nbs/04_observe.ipynb #01592691
+# %% ../nbs/04_observe.ipynb #805f8c99
 def _binned(observer: Observer, n: int) -> tuple[Observer, Tensor]:
     "The same chain with wider pixels."
     if observer.resolution_matrix is not None: raise SpectraError("pixels with a resolution matrix cannot be seen as fewer")
@@ -638,10 +638,10 @@ def _binned(observer: Observer, n: int) -> tuple[Observer, Tensor]:
     usual = width.median()
     whole, coarse = width < 1.5 * usual, copy.copy(observer)
     coarse.log_wave, coarse.wave = inside.mean(-1), torch.exp(inside.mean(-1)).cpu().numpy()
-    coarse.width = torch.where(whole, width, usual) / observer.grid.step
+    coarse.width = None if observer.width is None else torch.where(whole, width, usual) / observer.grid.step
     return coarse, whole
 
-# %% ../nbs/04_observe.ipynb #3bd9273c
+# %% ../nbs/04_observe.ipynb #019009be
 class ObservedEmulator:
     "Flux and exact derivatives of an emulator on the pixels of an `Observer`."
 
@@ -668,16 +668,25 @@ class ObservedEmulator:
         sharp = _coefficients(self, labels, free[free < core])
         return _broaden_coefficients(self.observer, self.broadening, sharp, labels[:, core:], (free[free >= core] - core).tolist())
 
-    def through(self, observer: Observer) -> "ObservedEmulator":
-        "Return the same emulator seen by another observer with the same working grid, as `binned` makes them."
-        other = copy.copy(self)
-        other.observer = observer
-        return other
+    def binned(self, n: int) -> tuple["ObservedEmulator", Tensor]:
+        "Return the emulator seen on bins of `n` pixels, smoothed as they do, and which (n_bin,) or (n_spec, n_bin) of them have no gap."
+        return _binned_emulator(self, n)
 
     def __call__(self, labels: Tensor, velocity: Tensor, free: Tensor | None = None, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         "Return flux (n, n_pix), its derivatives (n, n_pix, n_free) to labels and (n, n_pix) to velocity, per user unit and per km/s."
         values, slope = self.observer.sample(self.coefficients(labels, free), velocity, rows)
         return values[..., 0], values[..., 1:], slope
+
+# %% ../nbs/04_observe.ipynb #7769ad44
+def _binned_emulator(model: ObservedEmulator, n: int) -> tuple[ObservedEmulator, Tensor]:
+    "The emulator on bins; where pixels do not integrate, its basis is smoothed once by a kernel with the variance of a bin."
+    other = copy.copy(model)
+    other.observer, whole = model.observer.binned(n)
+    if model.observer.width is None and model.linear:
+        bin_width = float(torch.diff(other.observer.log_wave).median()) / other.observer.grid.step
+        side = (bin_width**2 - (bin_width / n)**2) / 24
+        other.head = _convolve(model.head, torch.tensor([side, 1 - 2 * side, side], dtype=model.head.dtype, device=model.head.device))
+    return other, whole
 
 # %% ../nbs/04_observe.ipynb #3c814577
 def _coefficients(model: ObservedEmulator, labels: Tensor, free: Tensor | None) -> Tensor:
@@ -702,7 +711,7 @@ def _coefficients(model: ObservedEmulator, labels: Tensor, free: Tensor | None) 
             rows = torch.cat([flux, rows[:, 1:] * flux * (1 - flux)], 1)
         return observer.prepare(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]).mT
 
-# %% ../nbs/04_observe.ipynb #af61b294
+# %% ../nbs/04_observe.ipynb #7bd5fb53
 _BROADENING = {  # kernel, range of the width in km/s, how far the kernel reaches in units of the width
     "vsini": (rotation_kernel, (1., 300.), 1.),
     "vmac": (macroturbulence_kernel, (1., 50.), 4.),
@@ -737,6 +746,15 @@ class BroadenedEmulator:
     def error(self, labels: np.ndarray) -> np.ndarray:
         "The emulator's error (n_spec, n_rest), as if the spectra were sharp."
         return self.core.error(labels[:, :-len(self.broadening)])
+
+    def error_factor(self, labels: np.ndarray) -> np.ndarray:
+        "What the error spectra are to be multiplied with (n_spec,)."
+        return self.core.error_factor(labels[:, :-len(self.broadening)])
+
+    @property
+    def error_components(self) -> np.ndarray | None:
+        "The emulator's error spectra (n_component, n_rest), as if they were sharp; None where it has none."
+        return getattr(self.core, "error_components", None)
 
     def domain(self, labels: np.ndarray) -> Any:
         "Whether the emulator's own labels are inside its training domain."
