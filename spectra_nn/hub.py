@@ -373,7 +373,7 @@ def help(
     notes = _measured(read_header(local[0]).get("info", {}).get("metrics", {})) if local and entry.kind == "weights" else ()
     return _card(replace(entry, notes=(*entry.notes, *notes)), name)
 
-# %% ../nbs/10_hub.ipynb #af2f2d1c
+# %% ../nbs/10_hub.ipynb #0b73fe4a
 _RECORD = ".files.json"  # in each folder of the cache: name -> size, sha256 and address of what came
 
 
@@ -386,7 +386,7 @@ def _recorded(folder: Path) -> dict[str, dict]:
     return data if isinstance(data, dict) else {}
 
 
-def _objection(path: Path, file: HubFile, known: dict | None = None) -> str:
+def _objection(path: Path, file: HubFile, known: dict | None = None, authority: str = "the registry") -> str:
     "Return what speaks against using the file at `path` as `file`, empty if nothing does; `known` is what is on record of it."
     from spectra_nn.download import git_blob_of, sha256_of
 
@@ -394,9 +394,9 @@ def _objection(path: Path, file: HubFile, known: dict | None = None) -> str:
     if file.size not in (None, path.stat().st_size): return f"has {path.stat().st_size} bytes instead of {file.size}: incomplete or another file"
     on_record = str((known or {}).get("sha256", ""))
     digest = sha256_of(path)
-    for wanted, who in ((file.sha256, "the registry"), (on_record, "the record of its download")):
+    for wanted, who in ((file.sha256, authority), (on_record, "the record of its download")):
         if wanted and not digest.startswith(wanted): return f"has sha256 {digest[:12]}… where {who} says {wanted[:12]}…: damaged or changed"
-    if file.git and git_blob_of(path) != file.git: return "has another git blob id than the registry says: damaged or changed"
+    if file.git and git_blob_of(path) != file.git: return "has another git blob id than " + authority + " says: damaged or changed"
     return "" if file.expected or on_record or known is None else "has no known checksum and no record of its download"
 
 # %% ../nbs/10_hub.ipynb #b4313250
@@ -634,12 +634,12 @@ def _autoencoder_outputs(pair: tuple[Any, Any], inputs: dict) -> dict:
         latents = model.encode(spec)
         return {"latents": latents.numpy(), "reconstruction": model(spec, s=latents, z=z).numpy()}
 
-# %% ../nbs/10_hub.ipynb #a91a237d
+# %% ../nbs/10_hub.ipynb #8ea68e9c
 _SPENDER = "spectra_nn.spender_files"
 
 _MODELS = {  # what the header of a .safetensors file may say
     "spectra_nn emulator": _ModelClass(_load_emulator, lambda emulator, path: emulator.save(path), _emulator_facts, _emulator_inputs, _emulator_outputs),
-    "spectra_nn autoencoder": _ModelClass(lambda path: _with_instrument(import_module(_SPENDER).load_autoencoder(path)),
+    "spectra_nn spender": _ModelClass(lambda path: _with_instrument(import_module(_SPENDER).load_autoencoder(path)),
                                           lambda pair, path: import_module(_SPENDER).save_autoencoder(pair[1], path),
                                           _autoencoder_facts, _autoencoder_inputs, _autoencoder_outputs),
 }
@@ -656,7 +656,7 @@ def _load_weights(path: Path) -> Any:
 def _class_of(model: Any) -> str:
     "Return the key of `_MODELS` for a model in memory, alone or with its instrument."
     kind = type(model[1] if isinstance(model, tuple) and len(model) == 2 else model).__name__
-    named = {"Emulator": "spectra_nn emulator", "SpectrumAutoencoder": "spectra_nn autoencoder"}
+    named = {"Emulator": "spectra_nn emulator", "SpectrumAutoencoder": "spectra_nn spender"}
     if kind not in named:
         raise SpectraError(f"a {kind} cannot be published; expected {' or '.join(named)}.")
     return named[kind]
@@ -694,7 +694,7 @@ def _manifest(folder: Path) -> tuple[HubFile, ...]:
         raise SpectraError(f"{folder / 'manifest.json'} gives no full sha256 of {', '.join(weak)}.")
     return found
 
-# %% ../nbs/10_hub.ipynb #7fbc0256
+# %% ../nbs/10_hub.ipynb #da4f0f48
 def _self_test(model: Any, kind: _ModelClass, path: Path) -> None:
     "Raise a `SpectraError` unless a model repeats the outputs that were stored with it."
     from safetensors import SafetensorError
@@ -717,8 +717,8 @@ def _self_test(model: Any, kind: _ModelClass, path: Path) -> None:
 def _load_bundle(folder: Path) -> Any:
     "Load a bundle after checking every file of it, and try it."
     for file in _manifest(folder):
-        if problem := _objection(folder / file.name, file):
-            raise SpectraError(f"{folder / file.name} {problem}. The manifest of the model says otherwise.")
+        if problem := _objection(folder / file.name, file, authority="its manifest"):
+            raise SpectraError(f"{folder / file.name} {problem}.")
     _read_json(folder / "config.json", "spectra_nn bundle")
     model = _load_weights(folder / "model.safetensors")
     _self_test(model, _MODELS[read_header(folder / "model.safetensors")["format"]], folder / "selftest.safetensors")
@@ -750,7 +750,7 @@ def _read_flow(paths: tuple[Path, ...], entry: HubEntry) -> Any:
         raise SpectraError(f"{entry.name} is a normalising flow, which this version of spectra_nn cannot evaluate; its file is {paths[0]}.") from error
     return module.load_flow(paths[0])
 
-# %% ../nbs/10_hub.ipynb #8c07dbe3
+# %% ../nbs/10_hub.ipynb #1113132e
 def _read_spender(paths: tuple[Path, ...], entry: HubEntry) -> Any:
     "Load a checkpoint of spender, by way of a bundle in the cache that is made the first time."
     bundle = paths[0].with_name(paths[0].stem + ".converted")
@@ -758,7 +758,8 @@ def _read_spender(paths: tuple[Path, ...], entry: HubEntry) -> Any:
         return _load_bundle(bundle)
     except SpectraError as error:
         if bundle.exists(): warnings.warn(f"{error} It is converted again from {paths[0].name}.", HubWarning, stacklevel=4)
-    pair = _with_instrument(import_module(_SPENDER).load_checkpoint(paths[0]))
+    instrument = getattr(import_module("spectra_nn.instruments"), entry.instrument or "-", None)  # of old files that do not hold their pixels
+    pair = _with_instrument(import_module(_SPENDER).load_checkpoint(paths[0], instrument))
     if cache_folder() in paths[0].parents:
         try:
             with _writable(bundle.parent):
