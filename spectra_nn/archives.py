@@ -286,7 +286,7 @@ def get_spectra(
     _, reasons = download_many(missing, workers=workers, progress=progress, **options)
     return [items[0][1] if all(path.is_file() for _, path in items) else None for items in wanted], reasons
 
-# %% ../nbs/05f_archives.ipynb #70bf7f3a
+# %% ../nbs/05f_archives.ipynb #480e8e70
 class BatchWarning(UserWarning):
     "Some rows of a batch have weight 0; the message says which and why."
 
@@ -295,42 +295,45 @@ def _finish(flux: np.ndarray, weight: np.ndarray, z: float, wave: np.ndarray, sk
     "Return normalised flux, weights, norm, and why there is none, from pixels on the grid."
     usable = np.isfinite(flux) & np.isfinite(weight) & (weight > 1e-6)
     flux, weight = np.where(np.isfinite(flux), flux, 0), np.where(usable & ~sky, weight, 0)
-    rest = wave / (1 + z) if np.isfinite(z) and z > -1 else np.zeros_like(wave)
+    rest = wave / (1 + z) if -1 < z < np.inf else np.zeros_like(wave)
     level = np.sort(flux[(weight > 0) & (rest > window[0]) & (rest < window[1])])
     norm = float(level[(len(level) - 1) // 2]) if len(level) else 0.0
     reason = "" if norm > 0 else f"no good pixel at {window[0]:g}-{window[1]:g} Å in the restframe of z = {z:g}" if not len(level) else \
         f"the flux at {window[0]:g}-{window[1]:g} Å in the restframe of z = {z:g} is {norm:g}, not positive"
-    if reason: return np.zeros_like(flux), np.zeros_like(weight), 0.0, reason
-    return flux / norm, weight * norm**2, norm, ""
+    if reason: return np.zeros(len(wave), np.float32), np.zeros(len(wave), np.float32), 0.0, reason
+    with np.errstate(over="ignore"): spec, w = (flux / norm).astype(np.float32), (weight * norm**2).astype(np.float32)
+    fits_in = np.isfinite(spec) & np.isfinite(w)
+    return np.where(fits_in, spec, 0), np.where(fits_in, w, 0), norm, ""
 
-# %% ../nbs/05f_archives.ipynb #648cbab9
+# %% ../nbs/05f_archives.ipynb #cda4a1c5
 def _sdss_pixels(path: Path, wave: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
     "Return flux and weights (n_pix,) on the grid `wave`, redshift and its error (not a number if the file has none)."
+    start, step = np.log10(wave[0]), np.log10(wave[-1] / wave[0]) / (len(wave) - 1)
     with open_fits(path) as hdus:
         table = table_records(hdus[1])
         if not {"loglam", "flux", "ivar", "and_mask"} <= set(table.dtype.names or ()):
             raise SpectraError("it has no columns loglam, flux, ivar and and_mask. Is it a spectrum of SDSS?")
         try: results = table_records(hdus[2])
         except IndexError: results = np.zeros(0)
-    z, z_err = (float(results[name][0]) if len(results) == 1 and name in (results.dtype.names or ()) else np.nan for name in ("z", "z_err"))
-    start, step = np.log10(wave[0]), np.log10(wave[-1] / wave[0]) / (len(wave) - 1)
-    place = (table["loglam"].astype(float) - start) / step
-    pixel = np.round(place).astype(int)
-    if np.abs(place - pixel).max(initial=0) > 0.25: raise SpectraError("its pixels do not lie on the grid of the instrument")
+        z, z_err = (float(results[name][0]) if len(results) == 1 and name in (results.dtype.names or ()) else np.nan for name in ("z", "z_err"))
+        place = (table["loglam"].astype(float) - start) / step
+        if not np.all(np.abs(place - np.round(place)) < 0.25): raise SpectraError("its pixels do not lie on the grid of the instrument")
+        measured, ivar = table["flux"].astype(float), np.where(table["and_mask"] == 0, table["ivar"].astype(float), 0)
+    pixel = np.clip(np.round(place), -1, len(wave)).astype(int)
     inside = (pixel >= 0) & (pixel < len(wave))
     if not inside.any(): raise SpectraError("its wavelengths are all outside the grid of the instrument")
     flux, weight = np.zeros(len(wave)), np.zeros(len(wave))
-    flux[pixel[inside]] = table["flux"][inside]
-    weight[pixel[inside]] = np.where(table["and_mask"] == 0, table["ivar"].astype(float), 0)[inside]
+    flux[pixel[inside]], weight[pixel[inside]] = measured[inside], ivar[inside]
     return flux, weight, z, z_err
 
-# %% ../nbs/05f_archives.ipynb #baa1fa50
+# %% ../nbs/05f_archives.ipynb #3305e842
 def _redrock(path: Path) -> tuple[dict[int, int], _Block]:
     "Return the row of each target in the file of redshifts that belongs to a coadd, and its columns."
     beside = path.with_name(path.name.replace("coadd", "redrock", 1))
     if beside == path or not beside.is_file(): raise SpectraError(f"Redrock's file {beside.name} is not beside it, so the redshifts are unknown")
-    with open_fits(beside) as hdus: block = _Block(np.array(table_records(hdus["REDSHIFTS"])), beside.name)
-    return {int(target): k for k, target in enumerate(block["TARGETID"])}, block
+    with open_fits(beside) as hdus:
+        block = _Block(np.array(table_records(hdus["REDSHIFTS"])), beside.name)
+        return {int(target): k for k, target in enumerate(block["TARGETID"])}, block
 
 
 def _desi_pixels(path: Path, targets: Sequence[int], wave: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -347,7 +350,7 @@ def _desi_pixels(path: Path, targets: Sequence[int], wave: np.ndarray) -> dict[i
     flux[:, pixel], weight[:, pixel] = spectra.flux, spectra.ivar
     return {target: (flux[k], weight[k]) for k, target in enumerate(chosen)}
 
-# %% ../nbs/05f_archives.ipynb #5915e51d
+# %% ../nbs/05f_archives.ipynb #72b2458e
 def prepare_spectrum(
     archive: Archive,             # such as SDSS_ARCHIVE
     path: str | os.PathLike,      # file of the spectrum
@@ -373,13 +376,13 @@ def prepare_spectrum(
             flux, weight = found[int(target_id)]
             said, z_err = (float(redshifts[key][row[int(target_id)]]) for key in ("Z", "ZERR")) if int(target_id) in row else (np.nan, np.nan)
         if z is None and not np.isfinite(said): raise SpectraError("it says no redshift; give z")
-    except (SpectraError, OSError) as problem:
+    except (OSError, ValueError, TypeError) as problem:
         raise SpectraError(f"{path}: {problem}") from problem
     spec, w, norm, _ = _finish(flux, weight, said if z is None else float(z), wave, sky_mask(wave), archive.norm_window)
     behind = (said, z_err) if z is None else ()
-    return tuple(torch.from_numpy(a.astype(np.float32)) for a in (spec, w)) + tuple(torch.tensor(v, dtype=torch.float32) for v in (norm, *behind))
+    return (torch.from_numpy(spec), torch.from_numpy(w)) + tuple(torch.tensor(v, dtype=torch.float32) for v in (norm, *behind))
 
-# %% ../nbs/05f_archives.ipynb #57dc3d4f
+# %% ../nbs/05f_archives.ipynb #f78a896f
 def _unique_files(archive: Archive, data_path: Path, ids: Sequence) -> dict[Path, list[int]]:
     "Return the rows of the batch that each file serves."
     places: dict[Path, list[int]] = {}
@@ -396,17 +399,18 @@ def _rows_of_file(archive: Archive, path: Path, ids: Sequence, wave: np.ndarray)
             return [(flux, weight, z if given is None else given, z_err if given is None else error) for _, given, error in wanted]
         found = _desi_pixels(path, [parts["targetid"] for parts, _, _ in wanted], wave)
         row, redshifts = _redrock(path) if any(given is None for _, given, _ in wanted) else ({}, {})
-    except (SpectraError, OSError) as problem:
+        said = {target: (float(redshifts["Z"][k]), float(redshifts["ZERR"][k])) for target, k in row.items()}
+    except (OSError, ValueError, TypeError) as problem:
         return [str(problem)] * len(ids)
     rows: list = []
     for parts, given, error in wanted:
         target = parts["targetid"]
         if target not in found: rows.append(f"there is no target {target} in it")
-        elif given is None and target not in row: rows.append(f"Redrock's file has no target {target}")
-        else: rows.append((*found[target], *((given, error) if given is not None else (redshifts["Z"][row[target]], redshifts["ZERR"][row[target]]))))
+        elif given is None and target not in said: rows.append(f"Redrock's file has no target {target}")
+        else: rows.append((*found[target], *(said[target] if given is None else (given, error))))
     return rows
 
-# %% ../nbs/05f_archives.ipynb #e7f3e2fd
+# %% ../nbs/05f_archives.ipynb #2c4fbfbf
 def make_batch(
     archive: Archive,              # such as SDSS_ARCHIVE
     data_path: str | os.PathLike,  # folder of the downloaded spectra
@@ -432,7 +436,7 @@ def make_batch(
         absent = failed.get(address[path], "the file is not there")
         found = _rows_of_file(archive, path, [ids[k] for k in rows], wave) if path.is_file() else [absent] * len(rows)
         for k, one in zip(rows, found):
-            if not isinstance(one, str) and not np.isfinite(one[2]): one = "the file says no redshift; give ids with z and its error"
+            if not isinstance(one, str) and not abs(one[2]) < 1e9: one = "the file says no redshift that could be one; give ids with z and its error"
             if isinstance(one, str): reasons[k] = f"{path.name}: {one}"; continue
             flux, weight, norm[k], reason = _finish(*one[:3], wave, sky, archive.norm_window)
             spec[k], w[k], z[k], zerr[k] = torch.from_numpy(flux), torch.from_numpy(weight), float(one[2]), float(one[3])
@@ -442,7 +446,7 @@ def make_batch(
         warnings.warn(BatchWarning(f"{len(reasons)} of {len(ids)} spectra have weight 0: {shown}{'; …' if len(reasons) > 5 else ''}"), stacklevel=2)
     return spec, w, z, norm, zerr
 
-# %% ../nbs/05f_archives.ipynb #5532160f
+# %% ../nbs/05f_archives.ipynb #e1b5c4a0
 def prepare_spectra(
     archive: Archive,              # DESI_ARCHIVE or DESI_DR1_ARCHIVE
     path: str | os.PathLike,       # coadd file with Redrock's file beside it
@@ -470,7 +474,7 @@ def prepare_spectra(
         keep &= (results["Z"] > archive.z_range[0]) & (results["Z"] < archive.z_range[1])
         if target is not None: keep &= _is_target(results, bits, target)
         found = _desi_pixels(path, [int(one) for one in ids[keep]], wave)
-    except (SpectraError, OSError) as problem:
+    except (OSError, ValueError, TypeError) as problem:
         raise SpectraError(f"{path}: {problem}") from problem
     sky, parts = sky_mask(wave), []
     for one in ids[keep]:

@@ -91,7 +91,7 @@ def nowhere_finite(columns): columns["flux"][:] = np.nan
 
 @pytest.mark.parametrize("change, z, words", [(all_negative, 0.1, "not positive"), (all_masked, 0.1, "no good pixel"), (without_errors, 0.1, "no good pixel"),
                                               (nowhere_finite, 0.1, "no good pixel"), (None, 0.9, "no good pixel"), (None, -1.0, "no good pixel"),
-                                              (None, np.nan, "no redshift")], ids=str)
+                                              (None, np.nan, "no redshift"), (None, 1e38, "no redshift")], ids=str)
 def test_a_spectrum_without_norm_has_weight_0_and_is_finite(tmp_path, change, z, words):
     """spender divides by 0 or flips the sign here, and one such row makes the loss of the batch NaN."""
     write_sdss(spectrum_path(SDSS_ARCHIVE, tmp_path, (1, 50000, 1)), z=z, change=change)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from email.utils import formatdate
 from pathlib import Path
@@ -165,6 +166,20 @@ def test_two_processes_download_once(tmp_path):
         running = [subprocess.Popen(command, env=environment) for _ in range(3)]
         assert [process.wait(60) for process in running] == [0, 0, 0] and len(server.log) == 1
     assert is_intact(tmp_path / "a.bin", SHA)
+
+
+def test_a_killed_download_is_continued(tmp_path):
+    with serve({"/a.bin": DATA}, {"/a.bin": ["stall"]}) as server:
+        environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[1])}
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, server.url("/a.bin"), str(tmp_path / "a.bin"), SHA], env=environment)
+        part = tmp_path / ".a.bin.part"
+        deadline = time.monotonic() + 30
+        while not (part.is_file() and part.stat().st_size > 0) and time.monotonic() < deadline: time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert left(tmp_path) == [".a.bin.note", ".a.bin.part"]
+        assert download(server.url("/a.bin"), tmp_path / "a.bin", expected=SHA, **QUICK).read_bytes() == DATA
+        assert server.log[-1][2].startswith("bytes=") and left(tmp_path) == ["a.bin"]
 
 
 def test_many_name_what_fails_and_get_the_rest(tmp_path):
