@@ -512,7 +512,7 @@ def _locate(entry: HubEntry, file: HubFile, folder: Path, revision: str | None, 
                 _fetch(entry, file, path, sources, revision, progress)
     return path
 
-# %% ../nbs/10_hub.ipynb #3db3e3eb
+# %% ../nbs/10_hub.ipynb #ce643f42
 def _folder_of(entry: HubEntry, revision: str | None) -> Path:
     "Return the folder of a model in the cache, one for each revision that is asked for."
     if revision is None: return cache_folder() / "hub" / entry.name
@@ -527,7 +527,7 @@ def _fetch_entry(entry: HubEntry, revision: str | None, offline: bool | None, pr
     "Return the verified files of a model; of another revision than the registered one nothing is known beforehand."
     folder = _folder_of(entry, revision)
     stored = entry.files
-    if revision is not None:
+    if revision is not None and entry.registry != "an address":
         stored = tuple(HubFile(file.name, tuple(s for s in file.sources if s.startswith("hf://"))) if file.sources[0].startswith("hf://") else file for file in stored)
     return tuple(_locate(entry, file, folder, revision, offline, progress) for file in stored)
 
@@ -634,7 +634,7 @@ def _autoencoder_outputs(pair: tuple[Any, Any], inputs: dict) -> dict:
         latents = model.encode(spec)
         return {"latents": latents.numpy(), "reconstruction": model(spec, s=latents, z=z).numpy()}
 
-# %% ../nbs/10_hub.ipynb #8ea68e9c
+# %% ../nbs/10_hub.ipynb #5866795c
 _SPENDER = "spectra_nn.spender_files"
 
 _MODELS = {  # what the header of a .safetensors file may say
@@ -655,11 +655,12 @@ def _load_weights(path: Path) -> Any:
 
 def _class_of(model: Any) -> str:
     "Return the key of `_MODELS` for a model in memory, alone or with its instrument."
-    kind = type(model[1] if isinstance(model, tuple) and len(model) == 2 else model).__name__
-    named = {"Emulator": "spectra_nn emulator", "SpectrumAutoencoder": "spectra_nn spender"}
-    if kind not in named:
-        raise SpectraError(f"a {kind} cannot be published; expected {' or '.join(named)}.")
-    return named[kind]
+    bare = model[1] if isinstance(model, tuple) and len(model) == 2 else model
+    named = {"Emulator": "spectra_nn emulator", "BaseAutoencoder": "spectra_nn spender"}
+    found = next((named[parent.__name__] for parent in type(bare).__mro__ if parent.__name__ in named), None)
+    if found is None:
+        raise SpectraError(f"a {type(bare).__name__} cannot be published; expected an Emulator or a SpectrumAutoencoder.")
+    return found
 
 # %% ../nbs/10_hub.ipynb #1c362bb1
 _BUNDLE_FILES = ("README.md", "config.json", "model.safetensors", "selftest.safetensors")
@@ -900,7 +901,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         if old.exists() and not folder.exists(): os.replace(old, folder)
         for rest in (stage, old): shutil.rmtree(rest, ignore_errors=True)
 
-# %% ../nbs/10_hub.ipynb #4f5fcbb6
+# %% ../nbs/10_hub.ipynb #5a024e94
 def publish(
     model: Any,                         # an `Emulator`; a `SpectrumAutoencoder`, alone or as (instrument, model)
     path_or_repo: str | os.PathLike,    # a folder for a bundle, a path ending in .safetensors, or hf://owner/repository
@@ -915,7 +916,7 @@ def publish(
 ) -> str:                               # where it is; for a repository with the commit
     "Save a model so that others can find out what it is, check it, and load it."
     address = os.fspath(path_or_repo)
-    if type(model).__name__ == "SpectrumAutoencoder": model = (model.encoder.instrument, model)
+    if _class_of(model) == "spectra_nn spender" and not isinstance(model, tuple): model = (model.encoder.instrument, model)
     if address.endswith(".safetensors") and "://" not in address:
         _MODELS[_class_of(model)].save(model, Path(address))
         return address

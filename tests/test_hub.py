@@ -13,10 +13,12 @@ import urllib.parse
 import warnings
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fake_server import Handler, serve
+from safetensors.numpy import load_file, save_file
 
 from spectra_nn import download as download_module
 from spectra_nn import hub
@@ -492,6 +494,10 @@ def test_publish_to_hugging_face_and_back(monkeypatch, home):
         asked = len(server.log)
         hub.load("hf://our/repo"), hub.load("hf://our/repo", offline=True)
         assert len(server.log) == asked and np.array_equal(again.weight, emulator.weight)
+        server.files |= {path.replace("/main/", "/v2/"): content for path, content in server.files.items()}
+        with pytest.warns(hub.HubWarning) as warned:
+            hub.load("hf://our/repo", revision="v2", progress=False)
+        assert len(warned) == 1 and len(hub.cache().sizes) == 2  # of the manifest only: it vouches for the rest
         server.faults["/api/models/our/repo/commit/main"] = iter([403])
         with pytest.raises(DownloadError, match="was not published: .*token"):
             hub.publish(emulator, "hf://our/repo")
@@ -525,3 +531,89 @@ def test_links_and_foreign_names_in_a_bundle(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest | {"files": short}))
     with pytest.raises(SpectraError, match="no full sha256"):
         hub.load(folder)
+
+
+# --- published autoencoders ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path, register):
+    """A small autoencoder of SDSS spectra in spender's file format, registered as 'toy' with the digits in its name for a checksum."""
+    import torch
+
+    from spectra_nn.spender import SpectrumAutoencoder
+
+    wave = 10 ** np.arange(3.578, 3.97, 1e-4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = SpectrumAutoencoder(SimpleNamespace(wave_obs=wave.astype(np.float32), name="SDSS"), np.linspace(2500, 9333, 300, dtype=np.float32), 3, (8,))
+    path = tmp_path / "toy.pt"
+    torch.save({"model": model.state_dict(), "losses": np.zeros(3)}, path)
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    register(path.as_uri(), name="toy", sha256=digits, size=None, kind="spender", task="spectrum autoencoder", file=f"toy-{digits}.pt")
+    return model.eval()
+
+
+def test_a_checkpoint_of_spender_is_converted_once(checkpoint, home, monkeypatch):
+    import torch
+
+    from spectra_nn import instruments, spender_files
+
+    spec = 1 + 0.1 * torch.randn(2, 3921, generator=torch.Generator().manual_seed(0))
+    instrument, model = hub.load("toy", progress=False)
+    assert instrument is instruments.SDSS and torch.equal(model.encode(spec), checkpoint.encode(spec))
+    z = torch.tensor([0.1, 0.2])
+    with monkeypatch.context() as patch:
+        patch.setattr(spender_files, "load_checkpoint", lambda *arguments: pytest.fail("converted a second time"))
+        instrument, again = hub.load("toy", map_location="cpu")
+    assert torch.equal(again(spec, instrument=instrument, z=z), model(spec, instrument=instrument, z=z))
+    bundle, = home.glob("hub/toy/*.converted")
+    data = bytearray((bundle / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (bundle / "model.safetensors").write_bytes(data)
+    with pytest.warns(hub.HubWarning, match="It is converted again"):
+        assert torch.equal(hub.load("toy")[1].encode(spec), checkpoint.encode(spec))
+
+
+def test_an_autoencoder_can_be_published(checkpoint, tmp_path):
+    import torch
+
+    spec = 1 + 0.1 * torch.randn(2, 3921, generator=torch.Generator().manual_seed(0))
+    hub.publish(hub.load("toy", progress=False), tmp_path / "shared" / "galaxies", summary="Galaxies.", licence="MIT")
+    instrument, model = hub.load(tmp_path / "shared" / "galaxies")
+    assert torch.equal(model.encode(spec), checkpoint.encode(spec))
+    card = (tmp_path / "shared" / "galaxies" / "README.md").read_text()
+    assert "| latents | 3 |" in card and "spectrum autoencoder" in card
+    hub.publish(model, tmp_path / "galaxies.safetensors")
+    assert hub.load(tmp_path / "galaxies.safetensors")[0].name == "SDSS"
+    data = load_file(tmp_path / "galaxies.safetensors")
+    data["decoder.mlp.0.bias"][0] = np.nan
+    save_file(data, tmp_path / "nan.safetensors", metadata={"spectra_nn": json.dumps(hub.read_header(tmp_path / "galaxies.safetensors"))})
+    with pytest.raises(SpectraError, match="NaN"):
+        hub.load(tmp_path / "nan.safetensors")
+
+
+def test_a_checkpoint_that_wants_to_run_something(checkpoint, tmp_path, register):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was_run"),)
+
+    import torch
+
+    path = tmp_path / "evil.pt"
+    torch.save({"model": Evil()}, path)
+    register(path.as_uri(), name="evil", sha256=hashlib.sha256(path.read_bytes()).hexdigest(), size=None, kind="spender", file="evil.pt")
+    for name in ("evil", path):
+        with pytest.raises(SpectraError, match="not a checkpoint of arrays"):
+            hub.load(name)
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_flows_are_left_to_their_module(tmp_path, register, monkeypatch):
+    (tmp_path / "flow.pt").write_bytes(b"weights")
+    register("flow.pt", name="flow", sha256="", size=None, kind="flow", task="latent flow", file="flow.pt")
+    monkeypatch.setitem(sys.modules, "spectra_nn.outliers", SimpleNamespace(load_flow=lambda path: path.read_bytes()))
+    assert hub.load("flow") == b"weights"
+    monkeypatch.setitem(sys.modules, "spectra_nn.outliers", None)
+    with pytest.raises(SpectraError, match="flow is a normalising flow, which this version"):
+        hub.load("flow")
