@@ -146,7 +146,7 @@ def _summary(result: FitResult) -> str:
     return "\n".join([*lines, f"median χ²/dof {middle:.2f}" + (f", 68 % of them from {low:.2f} to {high:.2f}" if fitted.sum() > 1 else "")
                       + "; median errors: " + ", ".join(f"{name} {error:.2g}" for name, error in zip(result.parameter_names, errors))])
 
-# %% ../nbs/04a_fit_results.ipynb #a2edc59f
+# %% ../nbs/04a_fit_results.ipynb #e21bc593
 def _seen(result: FitResult, row: int, free: list[int]) -> tuple[np.ndarray, np.ndarray]:
     "The best model (n_pix,) of one spectrum, and its derivatives (n_pix, n_free) to the `free` labels; NaN where there is none."
     if not result.setup or result.spectra is None: raise SpectraError("a result that was read from a file has no spectra and no emulator; plot or model the spectra where they are fitted")
@@ -161,7 +161,7 @@ def _seen(result: FitResult, row: int, free: list[int]) -> tuple[np.ndarray, np.
     matrix = matrix and ResolutionMatrix((matrix.bands if matrix.bands.ndim == 2 else matrix.bands[row])[..., pixels])
     chain = Observer(emulator.wave, seen_at, line_spread=setup["line_spread"], resolution_matrix=matrix, rest_resolution=emulator.resolution,
                      velocity_range=(velocity, velocity), dtype=torch.float64, device=device)
-    observed = emulator.observed(chain) if hasattr(emulator, "observed") else ObservedEmulator(emulator, chain, once=False)
+    observed = emulator.observed(chain, once=False) if hasattr(emulator, "observed") else ObservedEmulator(emulator, chain, once=False)
     at = torch.tensor([velocity], dtype=torch.float64, device=device)
     with torch.no_grad(): flux, slopes, _ = observed(labels.to(device), at, torch.tensor(free, dtype=torch.long, device=device))
     both = torch.where(chain.valid(at)[..., None], torch.cat([flux[..., None], slopes], 2), torch.nan)[0].cpu().numpy()
@@ -285,13 +285,18 @@ def _plot(result: FitResult, row: int, window: tuple[float, float] | None, lines
     top.set_title(fit_title(result, row), fontsize=10)
     return fig
 
-# %% ../nbs/04a_fit_results.ipynb #fb0e3c20
+# %% ../nbs/04a_fit_results.ipynb #3e39a119
 _FORMATS = {".fits": "fits", ".fit": "fits", ".ecsv": "ascii.ecsv", ".parquet": "parquet"}
+
+
+def _core(emulator: Any) -> Any:
+    "The emulator inside one with rotation, or of two stars."
+    return _core(emulator.core) if hasattr(emulator, "core") else emulator
 
 
 def _digest(emulator: Any) -> str:
     "Return 16 hexadecimal digits that change with the weights of an emulator."
-    emulator, made = getattr(emulator, "core", emulator), hashlib.sha256()
+    made, emulator = hashlib.sha256(), _core(emulator)
     state = emulator.state_dict() if hasattr(emulator, "state_dict") else dict(weight=emulator.weight, bias=emulator.bias)
     for name in sorted(state):
         made.update(name.encode())
@@ -305,7 +310,7 @@ def _settings(result: FitResult) -> dict[str, str]:
     if emulator is None: return {name: value for name, value in result.table.meta.items() if not name.startswith("FLAG")}
     from spectra_nn import __version__
 
-    origin = getattr(getattr(getattr(emulator, "core", emulator), "info", None), "provenance", {}).get("origin", type(emulator).__name__)
+    origin = getattr(getattr(_core(emulator), "info", None), "provenance", {}).get("origin", type(emulator).__name__)
     fwhm, continuum = getattr(setup.get("line_spread"), "fwhm", 0.), setup.get("continuum")
     known = dict(CREATOR=f"spectra_nn {__version__}", EMULATOR=origin, EMUHASH=_digest(emulator), LABELS=",".join(emulator.label_names), PARAMS=",".join(result.parameter_names),
                  RESOLVE=f"{SPEED_OF_LIGHT / fwhm:.0f}" if fwhm else "of the emulator" if setup.get("matrix") is None else "resolution matrix",

@@ -746,7 +746,7 @@ def _enter(emulator: Any, spectra: Any, instrument: Any, resolution: Any, integr
                    options=options | dict(velocity=velocity if known is None else False))
     return _Entry(spectra, good, flags, pixels, names, least, setup, part, context)
 
-# %% ../nbs/05_fitting.ipynb #d6f45f23
+# %% ../nbs/05_fitting.ipynb #46c1f7cc
 @dataclass(frozen=True, repr=False)
 class FitProblem:
     """χ² of spectra as a function of the fitted parameters, in user units.
@@ -792,6 +792,10 @@ class FitProblem:
         "Return the covariance (k, p, p) that a fit would report, the emulator's correlated errors included; NaN where singular."
         return _problem_covariance(self, parameters, rows)
 
+    def push(self, parameters: Tensor, rows: Tensor) -> Tensor | None:
+        "Return M (k, p, n_component), how hard each error spectrum of the emulator pushes the parameters: with Hessian H, H⁻¹MMᵀH⁻¹ adds to the covariance; None without error spectra."
+        return _problem_push(self, parameters, rows)
+
     def at(self, parameters: Tensor) -> FitProblem:
         "Return the problem with the weights that belong to other `parameters` (n_spec, p)."
         return _problem_at(self._entry, parameters)
@@ -800,7 +804,7 @@ class FitProblem:
         "Return the continuum's coefficients (k, n_term), in units of the flux."
         return _level(self, parameters, rows)
 
-# %% ../nbs/05_fitting.ipynb #8784c677
+# %% ../nbs/05_fitting.ipynb #a8996d53
 def _user_units(setup: _Setup) -> tuple[Tensor, Tensor]:
     "Return zero point and unit (p,) of the solver's parameters."
     zero, unit = setup.plan.low[setup.plan.free], setup.plan.span[setup.plan.free]
@@ -831,16 +835,29 @@ def _evaluate(problem: FitProblem, parameters: Tensor, rows: Tensor, derivatives
     return found if not derivatives else NormalEquations(found.chi2, found.gradient / unit, found.hessian / unit / unit[:, None])
 
 
+def _problem_push(problem: FitProblem, parameters: Tensor, rows: Tensor) -> Tensor | None:
+    "Return the push of the emulator's error spectra on some spectra, in user units; 0 where there is no fit."
+    setup, place = problem._entry.setup, problem._place[rows]
+    use = (place >= 0).nonzero()[:, 0]
+    if not len(use) or setup.errors is None: return None
+    zero, unit = _user_units(setup)
+    local = place[use]
+    scaled, velocity = _split_parameters(setup, (parameters[use].to(zero) - zero) / unit, local)
+    outcome = _Outcome(None, problem._weight[local], velocity, None, None)
+    with torch.no_grad(): found = _emulator_push(setup, _take(problem._data, local), outcome, setup.plan.labels(scaled, local)) / unit[:, None]
+    push = found.new_zeros(len(rows), *found.shape[1:])
+    push[use] = found
+    return push
+
+
 def _problem_covariance(problem: FitProblem, parameters: Tensor, rows: Tensor) -> Tensor:
     "Return the covariance of some spectra in user units."
     setup, place, p = problem._entry.setup, problem._place[rows], len(problem.names)
     covariance, use = torch.full((len(rows), p, p), torch.nan, dtype=torch.float64, device=place.device), (place >= 0).nonzero()[:, 0]
     if not len(use): return covariance
-    zero, unit = _user_units(setup)
-    equations, local = _evaluate(problem, parameters[use], rows[use]), place[use]
-    scaled, velocity = _split_parameters(setup, (parameters[use].to(zero) - zero) / unit, local)
-    outcome = _Outcome(None, problem._weight[local], velocity, None, None)
-    with torch.no_grad(): push = _emulator_push(setup, _take(problem._data, local), outcome, setup.plan.labels(scaled, local))
+    _, unit = _user_units(setup)
+    equations, push = _evaluate(problem, parameters[use], rows[use]), _problem_push(problem, parameters[use], rows[use])
+    if push is not None: push = push * unit[:, None]
     covariance[use] = _covariance(setup, equations._replace(hessian=equations.hessian * unit * unit[:, None]), push)[0]
     return covariance
 
