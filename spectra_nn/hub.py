@@ -254,7 +254,7 @@ def _row(entry: HubEntry) -> tuple[str, ...]:
     return (entry.name, entry.task, entry.instrument, few or (f"{entry.latents} latents" if entry.latents else ""), _size_text(entry),
             entry.licence, entry.papers[0].split(",")[0].split(" (")[0] if entry.papers else "")
 
-# %% ../nbs/10_hub.ipynb #9bc7bf35
+# %% ../nbs/10_hub.ipynb #81a8d7a8
 @dataclass(frozen=True, repr=False)
 class HubTable(Sequence):
     """A table of models, which prints as one.
@@ -273,10 +273,13 @@ class HubTable(Sequence):
     def __getitem__(self, index: int | slice) -> Any: return self.entries[index]
 
     def __repr__(self) -> str:
-        cells = self._cells()
-        widths = [max(map(len, column)) for column in zip(*cells)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]]) if self.entries else "no model fits"
+        if not self.entries: return "no model fits"
+        columns, room = [*zip(*self._cells())], shutil.get_terminal_size((200, 50)).columns
+        widths = [max(map(len, column)) for column in columns]
+        n = next((n for n in range(len(widths), 2, -1) if sum(widths[:n]) + 2 * (n - 1) <= room), 2)  # columns that fit
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in zip(*columns[:n])]
+        rest = [f"({', '.join(column[0] for column in columns[n:])}: see hub.help(name), or use a wider window)"] if n < len(columns) else []
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], *rest])
 
     def _repr_html_(self) -> str:
         head, *rows = ["<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>" for tag, row in

@@ -124,6 +124,14 @@ def test_selection_and_suggestions():
         hub.list(task="cooking")
 
 
+def test_table_fits_the_window(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    *lines, last = repr(hub.list()).splitlines()
+    assert max(map(len, lines)) <= 90 and "hr10_turbospectrum" in lines[2] and last.startswith("(") and "paper: see hub.help(name)" in last
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "Liang et al. 2023a" in repr(hub.list())
+
+
 # --- plain addresses -----------------------------------------------------------------------------------------------------
 
 
