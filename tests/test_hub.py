@@ -337,6 +337,20 @@ def test_map_location():
         hub.load("miles_stars", map_location="gpu")
 
 
+NETS = ROOT.parent / "shared" / "data" / "nets"
+
+
+@pytest.mark.skipif(not NETS.is_dir(), reason="no copies of The Payne's files here")
+def test_the_paynes_mask_is_the_one_registered(tmp_path, monkeypatch):
+    mask, wave = hub.registry()["payne_apogee_mask"].files
+    files = [dict(name=file.name, size=file.size, sha256=file.sha256, sources=[(NETS / file.name).as_uri()]) for file in (mask, wave)]
+    entry = dict(name="mask", task="pixel mask", kind="arrays", files=files)
+    (tmp_path / "registry.json").write_text(json.dumps({"format": "spectra_nn registry", "version": 1, "models": [entry]}))
+    monkeypatch.setenv("SPECTRA_NN_HUB", str(tmp_path / "registry.json"))
+    arrays = hub.load("mask", progress=False)
+    assert arrays["apogee_mask"].sum() == 875 and arrays["wavelength"].shape == arrays["apogee_mask"].shape == (7214,)
+
+
 # --- registries ----------------------------------------------------------------------------------------------------------
 
 
