@@ -223,7 +223,7 @@ class NamedArrays:
     log: bool = False
     notes: tuple[str, ...] = ()
 
-# %% ../nbs/00g_named_arrays.ipynb #62873d68
+# %% ../nbs/00g_named_arrays.ipynb #2449d1bf
 def _ids_of(arrays: NamedArrays, which: Mapping[str, str], name: str, n_spec: int) -> list[str]:
     "Return the ids of all spectra of a file: its own if it has any, else its name with numbers."
     column = which.get("id")
@@ -232,13 +232,19 @@ def _ids_of(arrays: NamedArrays, which: Mapping[str, str], name: str, n_spec: in
     return [name] if n_spec == 1 else [f"{name}:{k}" for k in range(n_spec)]
 
 
-def _info_of(arrays: NamedArrays, taken: Iterable[str], chosen: np.ndarray, n_spec: int) -> list[dict]:
+def _info_of(arrays: NamedArrays, taken: Iterable[str], chosen: np.ndarray, n_spec: int, one: bool) -> list[dict]:
     "Return what columns with one entry per spectrum say of the chosen ones."
-    taken, info = set(taken), [{"notes": list(arrays.notes)} if arrays.notes else {} for _ in chosen]
+    taken, info = {*taken, "frame", "loglam0", "dloglam", "crval", "cdelt"}, [{"notes": list(arrays.notes)} if arrays.notes else {} for _ in chosen]
     for name, shape in arrays.shapes.items():
-        if name in taken or shape not in ((n_spec,), (n_spec, 1)): continue
-        for one, value in zip(info, np.asarray(arrays.read(name, chosen)).reshape(len(chosen))): one[name.lower()] = plain(value)
+        if name in taken or not _per_spectrum(shape, n_spec, one): continue
+        values = np.ravel(arrays.read(name, None if one else chosen))
+        for row, value in zip(info, values): row[name.lower()] = plain(value)
     return info
+
+
+def _per_spectrum(shape: tuple, n_spec: int, one: bool) -> bool:
+    "Whether an array of this shape has one entry for each spectrum."
+    return shape in (((), (1,)) if one else ((n_spec,), (n_spec, 1)))
 
 
 def _labels_of(arrays: NamedArrays, chosen: np.ndarray, n_spec: int) -> list[dict]:
@@ -311,7 +317,35 @@ def _check_lengths(found: dict[str, Any]) -> None:
     sizes = {what: len(values) for what, values in found.items()}
     if len(set(sizes.values())) > 1: raise SpectraError("the arrays do not belong together: " + ", ".join(f"{n} of {what}" for what, n in sizes.items()))
 
-# %% ../nbs/00g_named_arrays.ipynb #bcfcacde
+# %% ../nbs/00g_named_arrays.ipynb #576601eb
+def _meanings(arrays: NamedArrays, error: Any) -> tuple[dict[str, str], int, bool]:
+    "Return which array is what, how many spectra there are, and whether it is one whose arrays are per pixel; raise if something is missing."
+    which, held = known_names(arrays.shapes), ", ".join(list(arrays.shapes)[:30]) or "nothing"
+    if "flux" not in which: raise SpectraError(f"there is no array 'flux': it holds {held}")
+    if "wave" not in which and arrays.wave is None: raise SpectraError(f"there are no wavelengths: it holds {held}; expected 'wave' or 'loglam'")
+    shape = arrays.shapes[which["flux"]]
+    if len(shape) not in (1, 2): raise SpectraError(f"the flux has the shape {shape}; expected one or two axes. Is it a cube?")
+    one, n_spec = len(shape) == 1, 1 if len(shape) == 1 else shape[0]
+    whole = lambda key: _per_spectrum(arrays.shapes[key], n_spec, one) and arrays.shapes[key] != shape[-1:]  # noqa: E731
+    which = {what: key for what, key in which.items() if what in ("wave", "flux", "id") or not whole(key)}
+    if not which.keys() & {"ivar", "error", "variance"} and not isinstance(error, (int, float)): inverse_variance({}, np.ones(2))
+    return which, n_spec, one
+
+
+def _read_found(arrays: NamedArrays, which: dict[str, str], rows: np.ndarray | None, n_row: int, one: bool, unit: str | None) -> tuple[Any, dict[str, Any]]:
+    "Read wavelengths [Å] and all that is per pixel, of the rows; arrays that all spectra share are repeated for each."
+    per_row = {what for what, key in which.items() if len(arrays.shapes[key]) > 1 and not one}
+    found = {what: _square(arrays.read(key, rows if what in per_row else None)) for what, key in which.items() if what != "id"}
+    wave = arrays.wave
+    if "wave" in which:
+        convert = lambda w: wave_in_angstrom(w, which["wave"], unit or arrays.units.get(which["wave"]), arrays.log)  # noqa: E731
+        wave = found.pop("wave")
+        wave = [convert(row) for row in wave] if isinstance(wave, list) else convert(wave)
+    found = {what: values if what in per_row else np.broadcast_to(np.ravel(values), (n_row, np.size(values))) for what, values in found.items()}
+    _check_lengths(found)
+    return wave, found
+
+# %% ../nbs/00g_named_arrays.ipynb #496dd3ce
 def spectra_from_arrays(
     arrays: NamedArrays,               # what the file holds
     name: str,                         # of the file, from which ids are made if it has none
@@ -322,33 +356,16 @@ def spectra_from_arrays(
     unit: str | None = None,           # of the wavelengths, over what the file says
 ) -> Spectra:                          # the spectra, with what else the file says of each
     "Make spectra of named arrays."
-    which = known_names(arrays.shapes)
-    if "flux" not in which: raise SpectraError(f"there is no array 'flux': it holds {', '.join(arrays.shapes) or 'nothing'}")
-    if "wave" not in which and arrays.wave is None: raise SpectraError(f"there are no wavelengths: it holds {', '.join(arrays.shapes)}; expected 'wave' or 'loglam'")
-    if not which.keys() & {"ivar", "error", "variance"} and not isinstance(error, (int, float)): inverse_variance({}, np.ones(2))
-    shape = arrays.shapes[which["flux"]]
-    if len(shape) not in (1, 2): raise SpectraError(f"the flux has the shape {shape}; expected one or two axes. Is it a cube?")
-    one = len(shape) == 1
-    n_spec = 1 if one else shape[0]
-    all_ids = _ids_of(arrays, which, name, n_spec)
+    which, n_spec, one = _meanings(arrays, error)
+    said, all_ids = medium(arrays.frame, frame), _ids_of(arrays, which, name, n_spec)
     chosen = choose_rows(rows, all_ids)
-    said = medium(arrays.frame, frame)
-    per_row = {what for what, key in which.items() if len(arrays.shapes[key]) > 1 and not one}
-    picked = None if rows is None else chosen
-    read = {what: _square(arrays.read(key, picked if what in per_row else None)) for what, key in which.items() if what != "id"}
-    wave = arrays.wave
-    if "wave" in which:
-        convert = lambda w: wave_in_angstrom(w, which["wave"], unit or arrays.units.get(which["wave"]), arrays.log)  # noqa: E731
-        wave = read.pop("wave")
-        wave = [convert(row) for row in wave] if isinstance(wave, list) else convert(wave)
-    found = {what: values if what in per_row else np.broadcast_to(np.ravel(values), (len(chosen), np.size(values))) for what, values in read.items()}
-    _check_lengths(found)
+    wave, found = _read_found(arrays, which, None if rows is None else chosen, len(chosen), one, unit)
     ids = [all_ids[k] for k in chosen]
-    info = [a | b for a, b in zip(_labels_of(arrays, chosen, n_spec), _info_of(arrays, which.values(), chosen, n_spec if not one else -1))]
+    info = [a | b for a, b in zip(_labels_of(arrays, chosen, n_spec), _info_of(arrays, which.values(), chosen, n_spec, one))]
     options = dict(frame=said, velocity_frame=arrays.velocity_frame)
     uneven = isinstance(wave, list) or any(isinstance(values, list) for values in found.values())
-    mended = not uneven and wave.ndim == 2 and len(wave) > 1 and not ((wave > 0).all() and (np.diff(wave) > 0).all())
-    if uneven or mended: return _uneven(found, wave, error, ids, info, **options)
+    gaps = not uneven and wave.ndim == 2 and len(wave) > 1 and not ((wave > 0).all() and (np.diff(wave) > 0).all())
+    if uneven or gaps: return _uneven(found, wave, error, ids, info, **options)
     wave, flux, ivar = _even(found, wave, error)
     if flux.shape == np.shape(found["flux"]): info = _line_spread(found, wave, info)
     return spectra_with_info(wave, flux, ivar, ids, info, **options)

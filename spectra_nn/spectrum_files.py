@@ -263,21 +263,43 @@ def _read_npz(path: Path, name: str, *, rows: Any, **options: Any) -> Spectra:
     with _damage_named("npz"):
         return spectra_from_arrays(NamedArrays(shapes, read, **(_wave_of_scale(read, shapes) | _said_in(read, shapes))), name, rows=rows, **options)
 
-# %% ../nbs/05e_spectrum_files.ipynb #3b77b9a1
-def _check_heaps(path: Path) -> None:
-    "Raise if a heap of variable-length data has an object that is smaller than its own head or reaches beyond the heap."
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        start = -1
-        while (start := data.find(b"GCOL\x01\0\0\0", start + 1)) >= 0:
-            end, place = start + int.from_bytes(data[start + 8:start + 16], "little"), start + 16
-            if end > len(data): raise SpectraError("a heap of its texts or lists reaches beyond its end")
-            while place + 16 <= end:
-                index, size = int.from_bytes(data[place:place + 2], "little"), int.from_bytes(data[place + 8:place + 16], "little")
-                step = size if index == 0 else 16 + (size + 7) // 8 * 8
-                if step < 16 or place + step > end: raise SpectraError("a heap of its texts or lists is damaged")
-                place += step
+# %% ../nbs/05e_spectrum_files.ipynb #751cadd6
+def _heap_sizes(data: Any) -> dict[tuple[int, int], int]:
+    "Return the size of each object in the heaps of a file, by address of the heap and number; raise if one is smaller than its own head or reaches beyond the heap."
+    sizes, start = {}, -1
+    while (start := data.find(b"GCOL\x01\0\0\0", start + 1)) >= 0:
+        end, place = start + int.from_bytes(data[start + 8:start + 16], "little"), start + 16
+        if end > len(data): raise SpectraError("a heap of its texts reaches beyond its end")
+        while place + 16 <= end:
+            index, size = int.from_bytes(data[place:place + 2], "little"), int.from_bytes(data[place + 8:place + 16], "little")
+            step = size if index == 0 else 16 + (size + 7) // 8 * 8
+            if step < 16 or place + step > end: raise SpectraError("a heap of its texts is damaged")
+            if index: sizes[start, index] = size
+            place += step
+    return sizes
 
-# %% ../nbs/05e_spectrum_files.ipynb #6a89be70
+
+def _check_texts(dataset: Any, sizes: dict[tuple[int, int], int], data: Any) -> None:
+    "Raise unless each text of a dataset fits into the heap object that it names; those packed by deflate have a checksum of their own."
+    if dataset.chunks is None: places = [(dataset.id.get_offset(), dataset.size * 16)]
+    elif dataset.id.get_create_plist().get_nfilters(): return
+    else: places = [(chunk.byte_offset, chunk.size) for chunk in map(dataset.id.get_chunk_info, range(dataset.id.get_num_chunks()))]
+    for place, size in places:
+        if place is None: continue  # nothing was ever written there
+        if place + size > len(data): raise SpectraError(f"{dataset.name} reaches beyond the end of the file")
+        entries = np.frombuffer(data[place:place + size], [("length", "<u4"), ("heap", "<u8"), ("number", "<u4")])
+        for length, heap, number in entries.tolist():
+            if length > sizes.get((heap, number), 0): raise SpectraError(f"a text of {dataset.name} does not fit into its heap")
+
+# %% ../nbs/05e_spectrum_files.ipynb #1139c5cb
+def _check_heaps(path: Path, datasets: Iterable[Any]) -> None:
+    "Look through the heaps of a file and what refers to them before HDF5 does."
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        sizes = _heap_sizes(data)
+        for dataset in datasets:
+            if dataset.dtype.kind == "O" and dataset.shape is not None and not (dataset.external or dataset.is_virtual): _check_texts(dataset, sizes, data)
+
+# %% ../nbs/05e_spectrum_files.ipynb #e402af4a
 def _hdf5_datasets(group: Any, path: str = "", seen: set | None = None, depth: int = 0) -> dict[str, Any]:
     "Return the datasets below a group by path, following hard links only, each object once."
     import h5py
@@ -298,13 +320,14 @@ def _hdf5_field(dataset: Any, field: str | None, rows: np.ndarray | None) -> Any
     "Read a dataset or a field of it, all or some rows, if it is in the file itself and not larger than what is stored of it allows."
     if dataset.external or dataset.is_virtual: raise SpectraError(f"the data of {dataset.name} are not in this file but in others, which is not followed")
     n_row = dataset.shape[0] if dataset.shape else 1
-    _check_size(dataset.nbytes * (1 if rows is None else len(rows) / max(n_row, 1)), None if rows is not None else dataset.id.get_storage_size())
+    stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())
+    _check_size(dataset.nbytes * (1 if rows is None else len(rows) / max(n_row, 1)), stored)
     source = dataset if field is None else dataset.fields(field)
     if rows is None: return source[()]
     unique, place = np.unique(rows, return_inverse=True)  # HDF5 wants increasing numbers
     return source[unique][place]
 
-# %% ../nbs/05e_spectrum_files.ipynb #067a70b3
+# %% ../nbs/05e_spectrum_files.ipynb #cd175fd2
 def _hdf5_arrays(datasets: dict[str, Any], attributes: dict) -> NamedArrays:
     "Name the datasets of a group and of those above it, or the fields of the first that has wavelengths and flux."
     import h5py
@@ -312,29 +335,29 @@ def _hdf5_arrays(datasets: dict[str, Any], attributes: dict) -> NamedArrays:
     entries: dict[str, tuple[Any, str | None, tuple]] = {}
     for name, dataset in datasets.items():
         if dataset.shape is None: continue
-        if dataset.dtype.names:
+        if dataset.dtype.names and not any(dataset.dtype[field].hasobject for field in dataset.dtype.names):
             if "flux" in (which := known_names(dataset.dtype.names)) and "wave" in which:
                 entries |= {field: (dataset, field, (*dataset.shape, *dataset.dtype[field].shape)) for field in dataset.dtype.names}
+        elif dataset.dtype.names: continue
         elif dataset.dtype.kind != "O" or h5py.check_string_dtype(dataset.dtype):
             entries[name] = (dataset, None, dataset.shape)
-        elif h5py.check_vlen_dtype(dataset.dtype): entries[name] = (dataset, None, (*dataset.shape, None))
+        elif known_names([name]): raise SpectraError(f"{name} holds lists of variable length, which are not read from HDF5: pad the rows with ivar 0, or write Parquet")
     shapes = {name: shape for name, (_, _, shape) in entries.items()}
 
     def read(name: str, rows: np.ndarray | None) -> Any:
-        values = _hdf5_field(*entries[name][:2], rows)
-        return list(values) if shapes[name][1:] == (None,) else np.asarray(values)
+        return np.asarray(_hdf5_field(*entries[name][:2], rows))
 
     said = {"frame": str(plain(attributes["frame"])).lower()} if "frame" in attributes else {}
     units = {name: str(plain(unit)) for name, (dataset, field, _) in entries.items() if not field and (unit := dataset.attrs.get("unit", dataset.attrs.get("units")))}
     return NamedArrays(shapes, read, units, **(_wave_of_scale(read, shapes) | said | _said_in(read, shapes)))
 
-# %% ../nbs/05e_spectrum_files.ipynb #9a9a0ee3
+# %% ../nbs/05e_spectrum_files.ipynb #3882b082
 def _read_hdf5(path: Path, name: str, *, rows: Any, **options: Any) -> Spectra:
     "Read the spectra of an HDF5 file."
     h5py = _needed("h5py")
     with _damage_named("HDF5"), h5py.File(path, "r") as file:
         datasets = _hdf5_datasets(file)
-        if any(dataset.dtype.hasobject for dataset in datasets.values()) or len(file.attrs): _check_heaps(path)
+        if len(file.attrs) or any(one.dtype.hasobject or len(one.attrs) for one in datasets.values()): _check_heaps(path, datasets.values())
         groups = list(dict.fromkeys(key.rpartition("/")[0] for key, dataset in datasets.items() if "flux" in known_names([key, *(dataset.dtype.names or ())])))
         if not groups: raise SpectraError(f"there is no dataset 'flux' in it: it holds {', '.join(list(datasets)[:20]) or 'no datasets of its own'}")
         parts = []

@@ -465,7 +465,7 @@ def hdf5_ragged(path, h5py, held):
         file["object_id"], file["Z"], file.attrs["frame"] = held["object_id"], held["Z"], "vacuum"
 
 
-@pytest.mark.parametrize("writer", [hdf5_flat, hdf5_nested, hdf5_compound, hdf5_ragged])
+@pytest.mark.parametrize("writer", [hdf5_flat, hdf5_nested, hdf5_compound])
 def test_hdf5_layouts(tmp_path, writer):
     h5py, held = pytest.importorskip("h5py"), columns()
     writer(tmp_path / "x", h5py, held)
@@ -477,6 +477,13 @@ def test_hdf5_layouts(tmp_path, writer):
     some = read_spectra(tmp_path / "x", rows=["star3", "star0"])
     np.testing.assert_array_equal(some.flux, every.flux[[3, 0]])
     assert info_column(some, "z").tolist() == [held["Z"][3], 0] and read_spectra(tmp_path / "x", rows=[2, 2, 1]).ids[1:] == ("star2#2", "star1")
+
+
+def test_hdf5_lists_of_variable_length_are_refused(tmp_path):
+    """Damaged ones end the process inside the HDF5 library."""
+    hdf5_ragged(tmp_path / "x", pytest.importorskip("h5py"), columns())
+    with pytest.raises(SpectraError, match="write Parquet"):
+        read_spectra(tmp_path / "x")
 
 
 def test_hdf5_groups_are_spectra(tmp_path):
