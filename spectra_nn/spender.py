@@ -350,7 +350,7 @@ class SpectrumDecoder(nn.Module):
         grid = InstrumentGrid(self.wave_rest) if instrument in (None, False) else InstrumentGrid.of(instrument)
         return _decode_and_observe(self, s, grid, _redshift(z, len(s), s.device))
 
-# %% ../nbs/07_spender.ipynb #5136280c
+# %% ../nbs/07_spender.ipynb #cdf64b94
 def _blank(rows: Tensor, values: Tensor) -> Tensor:
     "Fill the marked `rows` (n,) of (n, m) with NaN, with no gradient from them."
     return torch.where(rows[:, None], torch.nan, values) if bool(rows.any()) else values
@@ -362,10 +362,11 @@ def _decode(decoder: SpectrumDecoder, s: Tensor) -> Tensor:
         raise SpectraError(f"the decoder takes latents (n, {decoder.n_latent}); got {tuple(s.shape)}")
     bad = ~torch.isfinite(s).all(1)
     s = torch.where(bad[:, None], 0, s).to(decoder.mlp[0].weight.dtype)
-    if torch.is_grad_enabled() or s.device.type != "cpu" or len(s) <= 128:
+    if torch.is_grad_enabled() or s.device.type != "cpu" or s.dtype != torch.float32:
         return _blank(bad, decoder.mlp(s))
     x = s.new_empty(len(s), len(decoder.wave_rest))
-    for rows in torch.arange(len(s)).split(128): x[rows[0]:rows[-1] + 1] = decoder.mlp(s[rows])
+    for rows in torch.arange(len(s)).split(128):
+        x[rows[0]:rows[-1] + 1] = _decode_between(decoder, s[rows], 0, len(decoder.wave_rest))[0]
     return _blank(bad, x)
 
 
@@ -386,32 +387,46 @@ def _smear(y: Tensor, grid: InstrumentGrid) -> Tensor:
     weight = grid.lsf.weight.to(y)
     return F.conv1d(y[:, None], weight / weight.sum(), padding="same")[:, 0]
 
-# %% ../nbs/07_spender.ipynb #4778f1ca
-def _decode_between(decoder: SpectrumDecoder, hidden: Tensor, first: int, stop: int) -> tuple[Tensor, int]:
-    "Decode restframe pixels `first` to `stop`, or all if the activation cannot be cut; and say where they begin."
-    for part in list(decoder.mlp)[:-3]: hidden = part(hidden)
-    linear, act = decoder.mlp[-3], decoder.mlp[-2]
-    if isinstance(act, SpeculatorActivation):
-        x = F.linear(hidden, linear.weight[first:stop], linear.bias[first:stop])
-        return _speculate(x, act.beta[first:stop], act.gamma[first:stop], act.plus_one), first
-    if isinstance(act, (nn.LeakyReLU, nn.ReLU, nn.Identity, nn.SiLU)):
-        return act(F.linear(hidden, linear.weight[first:stop], linear.bias[first:stop])), first
-    return act(linear(hidden)), 0
+# %% ../nbs/07_spender.ipynb #fadc7544
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    "Multiply (n, n_in) by weights (n_out, n_in) and add the bias; through oneDNN on a processor, when nobody differentiates."
+    plain = torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or len(x) < 16
+    if plain or not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
+def _decode_between(decoder: SpectrumDecoder, s: Tensor, first: int, stop: int) -> tuple[Tensor, int]:
+    "Decode restframe pixels `first` to `stop`, or all if the last activation cannot be cut; and say where they begin."
+    *parts, linear, act, _ = decoder.mlp
+    for part in parts: s = _linear(s, part.weight, part.bias) if isinstance(part, nn.Linear) else part(s)
+    cuttable = isinstance(act, (SpeculatorActivation, nn.LeakyReLU, nn.ReLU, nn.Identity, nn.SiLU))
+    rows = slice(first, stop) if cuttable else slice(None)
+    x = _linear(s, linear.weight[rows], linear.bias[rows])
+    if isinstance(act, SpeculatorActivation): x = _speculate(x, act.beta[rows], act.gamma[rows], act.plus_one)
+    else: x = F.leaky_relu_(x, act.negative_slope) if isinstance(act, nn.LeakyReLU) else act(x)
+    return x, first if cuttable else 0
+
+# %% ../nbs/07_spender.ipynb #75a3db54
 def _decode_and_observe(decoder: SpectrumDecoder, s: Tensor, grid: InstrumentGrid, z: Tensor) -> Tensor:
     "Decode and observe in one go, only what the instrument sees; with no gradient."
     bad = ~(torch.isfinite(z) & (z > -1) & torch.isfinite(s).all(1))
     s, z = torch.where(bad[:, None], 0, s).float(), torch.where(bad, 0, z)
-    y = s.new_empty(len(s), len(grid.wave_obs))
+    wave_rest, wave = decoder.wave_rest, grid.wave_obs
+    y = s.new_empty(len(s), len(wave))
     for rows in torch.argsort(z).split(128):
-        left, fraction = _neighbours(decoder.wave_rest, grid.wave_obs, z[rows], s.dtype)
-        x, start = _decode_between(decoder, s[rows], int(left.min()), int(left.max()) + 2)
-        left = left.sub_(start)
-        y[rows] = torch.lerp(x.gather(1, left), x.gather(1, left.add_(1)), fraction).mul_(_covered(decoder.wave_rest, grid.wave_obs, z[rows]))
+        ends = wave[[0, -1]].double() / (1 + z[rows[[-1, 0]]])
+        first, stop = (torch.searchsorted(wave_rest.double(), ends) + torch.tensor([-3, 3])).clamp(0, len(wave_rest)).tolist()
+        first, stop = min(first, len(wave_rest) - 2), max(stop, 2)
+        x, start = _decode_between(decoder, s[rows], first, stop)
+        for few in torch.arange(len(rows)).split(16):
+            left, fraction = _neighbours(wave_rest, wave, z[rows[few]], s.dtype)
+            left = left.sub_(start).clamp_(0, x.shape[1] - 2)
+            part = x[few[0]:few[-1] + 1]
+            y[rows[few]] = torch.lerp(part.gather(1, left), part.gather(1, left.add_(1)), fraction).mul_(_covered(wave_rest, wave, z[rows[few]]))
     return _blank(bad, _smear(y, grid))
 
-# %% ../nbs/07_spender.ipynb #1aa3290e
+# %% ../nbs/07_spender.ipynb #571133de
 class BaseAutoencoder(nn.Module):
     "Spectra to latents to restframe models to reconstructions on the pixels of an instrument."
 
@@ -457,12 +472,7 @@ class BaseAutoencoder(nn.Module):
     def _forward(self, y: Tensor, instrument: Any = None, z: Tensor | None = None, s: Tensor | None = None,
                  normalize: bool = False, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         "Return latents (n, n_latent), restframe models (n, n_rest) and reconstructions (n, n_pix) of spectra `y`."
-        s = self.encode(y) if s is None else s
-        rest, grid = self.decode(s), self.instrument(instrument)
-        m = self.decoder.transform(rest, grid, z)
-        if not normalize: return s, rest, m
-        scale = amplitude(y, m, weights)[:, None]
-        return s, rest * scale, m * scale
+        return _reconstruct(self, y, instrument, z, s, normalize, weights)
 
     def forward(self, y: Tensor, instrument: Any = None, z: Tensor | None = None, s: Tensor | None = None,
                 normalize: bool = False, weights: Tensor | None = None) -> Tensor:
@@ -490,7 +500,19 @@ class SpectrumAutoencoder(BaseAutoencoder):
     ):
         super().__init__(SpectrumEncoder(instrument, n_latent), SpectrumDecoder(wave_rest, n_latent, n_hidden, act))
 
-# %% ../nbs/07_spender.ipynb #e37b1e02
+# %% ../nbs/07_spender.ipynb #5968c4b3
+def _reconstruct(model: BaseAutoencoder, y: Tensor, instrument: Any, z: Any, s: Tensor | None, normalize: bool,
+                 weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    "Encode unless latents `s` are given, decode, observe, and scale to the data if asked."
+    s = model.encode(y) if s is None else s
+    rest, grid, z = model.decode(s), model.instrument(instrument), _redshift(z, len(s), s.device)
+    m = model.decoder.transform(rest, grid, z)
+    if not normalize: return s, rest, m
+    valid = model.decoder.valid(grid, z)
+    scale = amplitude(y, m, valid.to(m.dtype) if weights is None else torch.where(valid, weights, 0))[:, None]
+    return s, rest * scale, m * scale
+
+
 def _same_instrument(own: InstrumentGrid, given: Any) -> InstrumentGrid:
     "Choose between the encoder's instrument and one that was given."
     if given is None or given is own: return own

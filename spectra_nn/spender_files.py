@@ -36,7 +36,7 @@ def _admitted() -> list:
     return [np.ndarray, np.dtype, *kinds, (rebuild, "numpy.core.multiarray._reconstruct"), (rebuild, "numpy._core.multiarray._reconstruct"),
             (_latin_bytes, "_codecs.encode")]
 
-# %% ../nbs/07a_spender_files.ipynb #df1c9a13
+# %% ../nbs/07a_spender_files.ipynb #500221d6
 def read_legacy(
     path: str | os.PathLike,          # a checkpoint of spender, .pt
 ) -> tuple[dict[str, Tensor], Any]:   # arrays by their present names, on the CPU; and the losses that were stored, or None
@@ -48,10 +48,9 @@ def read_legacy(
     except OSError as error:
         raise SpectraError(f"{path} cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class|operand)\S* ?([\w.]*)", str(error))
-        name = next((g for g in wanted.groups() if g), "") if wanted else ""
-        raise SpectraError(f"{path} is not a checkpoint of arrays{f': it wants to call {name}' if name else ''}, which is never done. "
-                           "Is it a whole model rather than its state_dict?") from error
+        wanted = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+        told = f"wants to call {wanted[1]}, which is never done. Is it a whole model rather than its state_dict?" if wanted else "is not a PyTorch checkpoint of arrays"
+        raise SpectraError(f"{path} {told}") from error
     except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise SpectraError(f"{path} is not a readable PyTorch checkpoint ({str(error).splitlines()[0][:120]}). Was the download cut short?") from error
     losses = content.get("losses") if isinstance(content, Mapping) else None
@@ -152,7 +151,7 @@ def load_checkpoint(
     except SpectraError as error:
         raise SpectraError(f"{path}: {error}") from error
 
-# %% ../nbs/07a_spender_files.ipynb #65afd322
+# %% ../nbs/07a_spender_files.ipynb #c4bf0b7e
 _FORMAT = "spectra_nn spender"
 
 
@@ -172,7 +171,7 @@ def save_autoencoder(
     with atomic_write(path) as temporary:
         save_file(arrays, temporary, metadata={"spectra_nn": json.dumps(header)})
 
-
+# %% ../nbs/07a_spender_files.ipynb #38d1c173
 def load_autoencoder(
     path: str | os.PathLike,                   # written by `save_autoencoder`
     instrument: Any = None,                    # checked against the pixels in the file
