@@ -6,10 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from astropy.table import QTable
 
-from spectra_nn.core import SPEED_OF_LIGHT, Spectra, SpectraError, log_grid
-from spectra_nn.fitting import FitFlag, fit
+from spectra_nn.core import SPEED_OF_LIGHT, Spectra, SpectraError, asset, log_grid
+from spectra_nn.emulator import Emulator
+from spectra_nn.fitting import FitFlag, fit, fit_problem
+from spectra_nn.line_masks import LineMask, mask_to_frame
 from spectra_nn.observe import LineSpread, Observer, PixelGrid, ResolutionMatrix, rotate
+from spectra_nn.resample import broaden
+from spectra_nn.training_set import SpectralGrid
 
 torch.set_num_threads(1)
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data" / "real" / "stars"
@@ -273,3 +278,182 @@ def test_vacuum_spectra_with_an_air_emulator(emulator):
     stars = observe(emulator, STAR, [0.0], [100.0])
     as_air, converted = (fit(emulator, s, **OPTIONS).table["velocity"].value[0] for s in (stars, stars.to_frame("vacuum")))
     assert abs(as_air - converted) < 0.05
+
+
+class SlopedEmulator(AnalyticEmulator):
+    """The same, erring along error spectra that reach over many pixels."""
+
+    def __init__(self):
+        super().__init__()
+        rng = np.random.default_rng(8)
+        smooth = np.exp(-0.5 * ((self.wave[:, None] - rng.uniform(5335, 5395, 40)) / 0.15) ** 2)
+        self.error_components = (0.01 * smooth @ rng.normal(0, 1, (40, 6)) / np.sqrt(6)).T.astype(np.float32)
+        self.total = np.sqrt((self.error_components**2).sum(0))
+
+    def error(self, labels):
+        return np.tile(self.total, (len(labels), 1))
+
+    def error_factor(self, labels):
+        return np.ones(len(labels))
+
+
+def test_correlated_errors_of_the_emulator_reach_the_labels():
+    """Stars that differ from the model by random mixtures of its error spectra: only who knows of the mixtures has pulls of 1."""
+    emulator, rng = SlopedEmulator(), np.random.default_rng(5)
+    truth = rng.uniform([4500, 1.5, -1.2], [6500, 4.5, 0.1], (150, 3))
+    flux = emulator.predict(truth) + rng.normal(0, 1, (150, 6)) @ emulator.error_components
+    chain = Observer(emulator.wave, PIXELS, line_spread=LineSpread(20_000), dtype=torch.float64)
+    seen, valid = chain(torch.tensor(flux).double(), 20.0)
+    stars = Spectra.from_error(PIXELS, np.where(valid, seen, 1) + rng.normal(0, 1 / 300, seen.shape), np.where(valid, 1 / 300, 0.0), frame="air")
+    result = fit(emulator, stars, resolution=20_000, progress=False)
+    pull = (values(result) - np.c_[truth, np.full(150, 20.0)]) / np.sqrt(np.diagonal(result.covariance, axis1=1, axis2=2))
+    emulator.error_components = None
+    alone = fit(emulator, stars, resolution=20_000, progress=False)
+    naive = (values(alone) - np.c_[truth, np.full(150, 20.0)]) / np.sqrt(np.diagonal(alone.covariance, axis1=1, axis2=2))
+    assert (abs(pull[:, :3].std(0) - 1) < 0.25).all() and (naive[:, :3].std(0) > 1.3 * pull[:, :3].std(0)).all()
+
+
+def test_held_out_synthetic_spectra(tmp_path):
+    """Turbospectrum spectra that the built-in emulator has not seen, 100 Å of each: errors, those of the emulator included, are what they say."""
+    import tarfile
+
+    emulator = Emulator.load(asset("hr10_turbospectrum.safetensors"))
+    unseen = set(emulator.info.provenance["training_set"]["held_out_names"])
+    with tarfile.open(asset("hr10_specs.tar.xz")) as tar:
+        tar.extractall(tmp_path, filter="data")
+    grid = SpectralGrid.prepare(tmp_path / "hr10_specs", windows=[(5330, 5430)], step=0.02, progress=False)
+    rows = np.array([i for i, name in enumerate(grid.file_names) if Path(name).name in unseen])
+    chain = Observer(grid.wave, np.arange(5334, 5426, 0.05), line_spread=LineSpread(19_800), dtype=torch.float64)
+    flux = chain(torch.tensor(np.asarray(grid.flux[rows])).double(), 25.0)[0].numpy()
+    stars = Spectra(chain.wave, flux + np.random.default_rng(0).normal(0, 0.005, flux.shape), np.full(flux.shape, 4e4), frame="air")
+    result = fit(emulator, stars, resolution=19_800, velocity=(-200, 200), progress=False)
+    error, span = np.sqrt(np.diagonal(result.covariance, axis1=1, axis2=2))[:, :-1], np.ptp(emulator.label_bounds, axis=0)
+    pull = ((values(result)[:, :-1] - grid.labels[rows]) / error)[error < 0.1 * span]
+    assert len(rows) > 20 and len(pull) > 120 and 0.75 < pull.std() < 1.3 and abs(pull.mean()) < 0.25
+    assert abs(result.table["velocity"].value - 25).max() < 1
+
+
+def test_the_minimum_is_reached(emulator):
+    """At the fitted parameters a Newton step promises next to nothing."""
+    rng = np.random.default_rng(12)
+    stars = observe(emulator, rng.uniform([4400, 1.5, -1.5], [6600, 4.5, 0.2], (40, 3)), rng.uniform(-100, 100, 40), rng.uniform(30, 150, 40))
+    result = fit(emulator, stars, **OPTIONS)
+    found = fit_problem(result).evaluate(torch.tensor(values(result)), torch.arange(40))
+    promised = (found.gradient * torch.linalg.solve(found.hessian, found.gradient)).sum(1)
+    assert promised.median() < 1e-3 and promised.max() < 0.05
+
+
+def test_threads_change_nothing(emulator):
+    stars = observe(emulator, [STAR] * 40, np.linspace(-90, 90, 40), np.full(40, 80.0))
+    one = fit(emulator, stars, chunk=16, **OPTIONS)
+    torch.set_num_threads(2)
+    two = fit(emulator, stars, chunk=16, **OPTIONS)
+    after = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert after == 2
+    np.testing.assert_allclose(values(two), values(one), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("vsini", [5.0, 20.0, 50.0, 100.0])
+def test_rotation_from_windows_around_lines(vsini):
+    """Windows of ±1.25 Å around sixteen lines, as the 4MOST recipe has them: rotation does not wrap around their ends."""
+    emulator = AnalyticEmulator()
+    fine = log_grid(emulator.wave[0], emulator.wave[-1], 0.9)
+    turning = rotate(fine, torch.from_numpy(np.interp(fine, emulator.wave, emulator.predict(np.array([STAR]))[0].astype(float))), vsini)
+    flux, valid = Observer(fine, PIXELS, line_spread=LineSpread(20_000), dtype=torch.float64)(turning, 120.0)
+    flux = np.where(valid, flux, 1.0) + np.random.default_rng(2).normal(0, 0.005, flux.shape)
+    star = Spectra(PIXELS, flux, np.where(valid, 4e4, 0.0), frame="air")
+    mask = LineMask(np.linspace(5342, 5386, 16), 1.25, 1.25)
+    result = fit(emulator, star, free=[*emulator.label_names, "vsini"], line_mask=mask, continuum=1, **OPTIONS)
+    error = result.table["vsini_err"].value[0]
+    assert abs(result.table["vsini"].value[0] - vsini) < 4 * error and error < 1 + 0.06 * vsini
+    assert abs(result.table["velocity"].value[0] - 120) < max(0.2, 4 * result.table["velocity_err"].value[0])
+
+
+def test_line_mask_moves_with_the_star(emulator):
+    stars = observe(emulator, [STAR] * 2, [-300.0, 250.0], [100.0] * 2)
+    mask = LineMask(np.array([5350.0, 5362.0, 5375.0]), 1.5, 1.5)
+    result = fit(emulator, stars, line_mask=mask, **OPTIONS)
+    for row, velocity in enumerate((-300.0, 250.0)):
+        assert abs(result.table["velocity"].value[row] - velocity) < 0.5
+        rest = PIXELS / (1 + velocity / SPEED_OF_LIGHT)
+        inside = (abs(rest[:, None] - mask.centre) < 1.5).any(1)
+        assert (result.good[row] & ~inside).sum() <= 6 and result.good[row].sum() > 0.9 * inside.sum()
+    in_vacuum = fit(emulator, stars, line_mask=mask_to_frame(mask, "vacuum"), **OPTIONS)
+    assert (in_vacuum.good != result.good).sum() <= 4
+
+
+def test_systematic_floor(emulator):
+    """With errors of the spectrum far below the floor, the floor is what counts, whatever the flux unit."""
+    stars = observe(emulator, STAR, [10.0], [100.0])
+    sure = replace(stars, flux=stars.flux * 500, ivar=stars.ivar * 1e4 / 500**2)
+    honest, floor = fit(emulator, stars, **OPTIONS), fit(emulator, sure, systematic=0.01, **OPTIONS)
+    np.testing.assert_allclose(floor.table["teff_err"], honest.table["teff_err"], rtol=0.15)
+    assert 0.8 < floor.table["chi2"][0] / floor.table["dof"][0] < 1.5
+    with pytest.raises(SpectraError, match="part of the flux"):
+        fit(emulator, stars, systematic=3, **OPTIONS)
+
+
+def test_priors_and_fixed_labels_per_star(emulator):
+    stars = observe(emulator, [STAR] * 3, [20.0] * 3, [15.0] * 3)
+    result = fit(emulator, stars, priors={"logg": ([2.8, 3.2, 3.6], [0.01, 0.01, 5.0])}, **OPTIONS)
+    np.testing.assert_allclose(result.table["logg"].value[:2], [2.8, 3.2], atol=0.03)
+    assert result.table["logg_err"].value[2] > 0.03
+    alone = fit(emulator, stars[1:2], priors={"logg": (3.2, 0.01)}, **OPTIONS)
+    np.testing.assert_allclose(values(alone)[0], values(result)[1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(SpectraError, match="2 values for 3"):
+        fit(emulator, stars, priors={"logg": ([3, 3], 0.1)}, **OPTIONS)
+    with pytest.raises(SpectraError, match="outside the training range"):
+        fit(emulator, stars, priors={"logg": ([3, 3, 9], 0.1)}, **OPTIONS)
+
+
+def test_fixed_labels_from_a_table(emulator):
+    stars = replace(observe(emulator, [STAR] * 3, [20.0] * 3, [50.0] * 3), ids=["a", "b", "c"])
+    catalogue = QTable({"id": ["c", "x", "a", "b"], "logg": [3.3, 1.0, 3.1, 3.2], "magnitude": [9.0, 8, 7, 6]})
+    result = fit(emulator, stars, fixed=catalogue, **OPTIONS)
+    assert result.table["logg"].value.tolist() == [3.1, 3.2, 3.3] and "logg" not in result.parameter_names
+    rows = fit(emulator, stars, fixed=QTable({"logg": [3.1, 3.2, 3.3]}), **OPTIONS)
+    np.testing.assert_array_equal(values(rows), values(result))
+    for table, message in ((catalogue[:2], "no row for 'a' and 1 others"), (QTable({"id": ["a", "b", "c"], "mass": [1, 1, 1]}), "none of which is a label"),
+                           (catalogue[[0, 1, 2, 3, 3]], "same id")):
+        with pytest.raises(SpectraError, match=message):
+            fit(emulator, stars, fixed=table, **OPTIONS)
+
+
+def test_stars_beyond_the_grid_come_back_flagged(emulator):
+    """More metal-poor, cooler and larger than anything the emulator was trained on."""
+    beyond = observe(emulator, [[5500, 3.2, -3.4], [3300, 3.0, 0.0], [5500, 7.5, -0.4]], [0.0] * 3, [150.0] * 3)
+    flags = fit(emulator, beyond, **OPTIONS).flags
+    assert (flags & (FitFlag.AT_BOUND | FitFlag.OUTSIDE_DOMAIN)).all()
+
+
+def test_a_grid_of_any_size(emulator):
+    wave = np.linspace(5340.0, 5391.0, 1234)
+    star = observe(emulator, STAR, [45.0], [100.0], wave=wave)
+    result = fit(emulator, star, **OPTIONS)
+    errors = np.sqrt(np.diagonal(result.covariance[0]))
+    assert result.model_flux(0).shape == (1234,) and (abs(values(result)[0] - [*STAR, 45.0]) < 4 * errors).all()
+
+
+def test_input_that_cannot_be_fitted(emulator):
+    """One good pixel, no error, everything masked, NaN, wavelengths in nm: a flag each, and the good star is fitted."""
+    stars = observe(emulator, [STAR] * 6, [0.0] * 6, [60.0] * 6)
+    wave, flux, ivar = np.tile(PIXELS, (6, 1)), stars.flux.copy(), stars.ivar.copy()
+    ivar[1, 1:], ivar[2], ivar[3], flux[4] = 0, 0, np.nan, np.nan
+    wave[5] /= 10
+    result = fit(emulator, Spectra(wave, flux, ivar, frame="air"), **OPTIONS)
+    assert result.flags[0] == 0 and (result.flags[1:] & (FitFlag.BAD_INPUT | FitFlag.FEW_PIXELS)).all() and np.isnan(values(result)[1:]).all()
+
+
+@pytest.mark.skipif(not (REAL / "UVES_Sun.txt.gz").exists(), reason="needs the observed Sun")
+def test_the_sun():
+    """The observed Sun smeared to Giraffe's resolution: not what an LTE synthesis gives, but near enough where lines that it fails at lose their say."""
+    wave, flux = np.loadtxt(REAL / "UVES_Sun.txt.gz", unpack=True)
+    wave, first = np.unique(wave, return_index=True)
+    part = (wave > 5310) & (wave < 5640)
+    pixels = np.arange(5340, 5612, 0.05)
+    seen = np.interp(pixels, wave[part], broaden(wave[part], flux[first][part], resolution=19_800))[None]
+    sun = Spectra(pixels, seen, np.full(seen.shape, 1e4), frame="air")
+    row = fit(Emulator.load(asset("hr10_turbospectrum.safetensors")), sun, resolution=19_800, robust=True, progress=False).table[0]
+    assert abs(row["teff"].value - 5777) < 120 and abs(row["logg"].value - 4.44) < 0.2 and abs(row["feh"].value) < 0.15
+    assert row["flags"] & FitFlag.POOR_CHI2  # and it says that the model is not the Sun
