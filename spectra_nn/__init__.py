@@ -16,21 +16,44 @@ _NAMES = {
     "read_text": (),
     "label_tables": ("sample_labels",),
     "training_set": ("LabelScaler", "SpectralGrid"),
+    "download": (),
+    "sky": (),
+    "named_arrays": (),
+    "report": (),
+    "survey_files": (),
     "data_prep": ("PrepReport", "prepare_grid"),
     "training": ("TrainConfig",),
     "least_squares": (),
     "networks": (),
     "reliability": (),
+    "sampling": (),
     "emulator": ("DomainWarning", "Emulator", "Recipe", "distil", "train_emulator"),
     "validation": ("Validation", "plot_pixel_error", "plot_recovery", "suggest_labels", "validate"),
     "observe": ("Observer",),
-    "fitting": ("FitFlag", "FitResult", "fit"),
-    "instruments": ("Instrument", "read_spectra"),
+    "fit_results": ("FitFlag", "FitResult"),
+    "line_masks": ("LineMask",),
+    "fitting": ("fit",),
+    "binaries": ("fit_binary",),
+    "abundances": ("fit_abundances",),
+    "posterior": ("sample_posterior",),
+    "spectrum_files": ("read_spectra",),
+    "archives": (),
+    "apogee": (),
+    "instruments": ("Instrument",),
+    "forecast": ("simulate",),
+    "spender": (),
+    "spender_files": (),
+    "restframe_basis": (),
+    "galaxy_autoencoder": ("GalaxyAutoencoder", "train_spender"),
+    "hub": (),
     "demo": ("run_demo",),
     "cli": (),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-_EXTRAS = {"specutils": "specutils", "tensorboard": "track"}  # package -> the extra that brings it
+_EXTRAS = {  # package -> the extra that brings it
+    "specutils": "specutils", "tensorboard": "track", "h5py": "formats", "pyarrow": "formats",
+    "emcee": "sample", "nautilus": "sample", "zuko": "flow", "dust_extinction": "dust",
+}
 
 __all__ = ["__version__", *_NAMES, *_HOME]
 
