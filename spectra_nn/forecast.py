@@ -214,7 +214,7 @@ def forecast(
     for name in ("n_pix", "overlap", "flags"): table[name] = columns[name]
     return Forecast(table, np.concatenate([covariance for _, covariance in parts]), (*fitted, *(["velocity"] if fit_velocity else [])))
 
-# %% ../nbs/06a_forecast.ipynb #528af579
+# %% ../nbs/06a_forecast.ipynb #16f0ccf1
 def plot_forecast(
     result: Forecast,                       # of `forecast`, with several signal-to-noise ratios
     labels: Sequence[str] | None = None,    # which to show; None for all that are free
@@ -222,6 +222,7 @@ def plot_forecast(
 ) -> Any:                                   # a matplotlib figure
     "Plot label errors against signal-to-noise ratio, a line for each instrument."
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     labels, table = list(labels or result.parameter_names), result.table[np.asarray(result.table["star"]) == star]
     unknown = [name for name in labels if name not in result.parameter_names]
@@ -235,8 +236,10 @@ def plot_forecast(
             ax.loglog(rows["snr"][order], rows[f"{name}_err"].value[order], "o-", ms=3, label=which)
         unit = str(table[f"{name}_err"].unit)
         ax.set(title=name, ylabel=f"Error [{unit}]" if unit else "Error")
-        ax.grid(alpha=0.3, which="both")
+        for axis, at in ((ax.xaxis, (1., 3.)), (ax.yaxis, (1., 2., 5.))):
+            axis.set(major_locator=LogLocator(subs=at), major_formatter="{x:g}", minor_formatter=NullFormatter())
+        ax.grid(alpha=0.3)
     for ax in axes.flat[len(labels):]: ax.set_axis_off()
     for ax in axes[-1]: ax.set_xlabel("S/N")
-    axes.flat[0].legend(fontsize=8)
+    axes.flat[0].legend(fontsize=8, loc="lower left")
     return fig
