@@ -281,13 +281,12 @@ def test_vacuum_spectra_with_an_air_emulator(emulator):
 
 
 class SlopedEmulator(AnalyticEmulator):
-    """The same, erring along error spectra that reach over many pixels."""
+    """The same, with lines that err in depth, many together."""
 
     def __init__(self):
         super().__init__()
-        rng = np.random.default_rng(8)
-        smooth = np.exp(-0.5 * ((self.wave[:, None] - rng.uniform(5335, 5395, 40)) / 0.15) ** 2)
-        self.error_components = (0.01 * smooth @ rng.normal(0, 1, (40, 6)) / np.sqrt(6)).T.astype(np.float32)
+        strength = np.random.default_rng(8).normal(0, 0.004, (self.weight.shape[1], 6))  # of each line, all along it
+        self.error_components = (self.weight.numpy() @ strength).T
         self.total = np.sqrt((self.error_components**2).sum(0))
 
     def error(self, labels):
