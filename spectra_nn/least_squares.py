@@ -44,7 +44,7 @@ def normal_equations(
     gradient = (jacobian @ residual[..., None])[..., 0]  # (n, p)
     return NormalEquations(residual.square().sum(1), gradient, jacobian @ jacobian.mT)
 
-# %% ../nbs/02a_least_squares.ipynb #98d50235
+# %% ../nbs/02a_least_squares.ipynb #70e96bf2
 class GaussianPrior(NamedTuple):
     """Independent Gaussian knowledge of the parameters.
 
@@ -58,7 +58,7 @@ class GaussianPrior(NamedTuple):
     mean: Tensor
     ivar: Tensor
 
-
+# %% ../nbs/02a_least_squares.ipynb #e5bd894c
 def add_prior(
     equations: NormalEquations,  # of n problems
     parameters: Tensor,          # (n, p) where they were formed
