@@ -37,11 +37,12 @@ def vmic_relation(
     dwarf, giant = 1.05 + 2.51e-4 * dwarf_hot + 1.5e-7 * dwarf_hot**2, 1.25 + 4.01e-4 * hot + 3.1e-7 * hot**2
     return np.where(logg >= 3.5, dwarf, giant) - 0.14 * gravity - 0.005 * gravity**2 + 0.05 * feh + 0.01 * feh**2
 
-# %% ../nbs/05c_abundances.ipynb #f5ba66f8
+# %% ../nbs/05c_abundances.ipynb #e4fc5586
 @dataclass(frozen=True)
 class _View:
     "What is seen of a chunk of stars in the windows of one element."
-    model: ObservedEmulator # on the pixels of the windows
+    model: ObservedEmulator # on the pixels of all elements' windows
+    pixels: Tensor          # (n_pix,) those of this element's among them
     rows: Tensor            # (n,) the stars' places among all
     labels: Tensor          # (n, n_label) broadening included
     velocity: Tensor        # (n,) km/s
@@ -55,6 +56,7 @@ class _View:
 def _line_sums(view: _View, labels: Tensor, stars: Tensor, free: Sequence[int], drift: bool = False) -> Tensor:
     "Sum over each line, its continuum eliminated: (k, n_line, a, b), rows residual and first derivative, columns residual, all derivatives and that to velocity."
     flux, slopes, by_velocity = view.model(labels, view.velocity[stars], torch.as_tensor(list(free), dtype=torch.long), view.rows[stars])
+    flux, slopes, by_velocity = flux[:, view.pixels], slopes[:, view.pixels], by_velocity[:, view.pixels]
     weight, n_term = view.weight[stars].double(), view.basis.shape[2]
     level = [weight[..., None] * flux[..., None].double() * view.basis[stars]]
     columns = [*level, (weight * (flux.double() - view.flux[stars]))[..., None], weight[..., None] * slopes.double()] + [(weight * by_velocity.double())[..., None]] * drift
@@ -136,7 +138,7 @@ def _limit(nodes: np.ndarray, rise: np.ndarray, best: np.ndarray, height: np.nda
         if len(above): limit[k] = np.interp(height[k], y[above[0] - 1:above[0] + 1], x[above[0] - 1:above[0] + 1])
     return limit
 
-# %% ../nbs/05c_abundances.ipynb #79d9d05b
+# %% ../nbs/05c_abundances.ipynb #5913a3a4
 def _solve_element(view: _View, column: int, bounds: tuple[float, float], others: list[int], covariance: Tensor, inside: np.ndarray, pixel_width: np.ndarray,
                    detection: float, poor_chi2: float) -> dict[str, np.ndarray]:
     "Fit one element in a chunk of stars; arrays (n,) by name. `others` are labels whose `covariance` (n, m, m), velocity last, is passed on."
@@ -162,7 +164,7 @@ def _solve_element(view: _View, column: int, bounds: tuple[float, float], others
     detected, n_lines, noise = rise[:, 0] > detection, useful.sum(1), total.rsqrt().numpy()
     limit = np.where(detected, np.nan, _limit(nodes.numpy(), rise, value.numpy(), np.full(len(rise), detection)))
     _, slope, _ = view.model(labels, view.velocity, torch.tensor([column]), view.rows)
-    width = -1000 * np.where(inside, slope[..., 0].double().numpy() * pixel_width, 0.).sum(1)
+    width = -1000 * np.where(inside, slope[:, view.pixels, 0].double().numpy() * pixel_width, 0.).sum(1)
     chi2, dof = sums[..., 0, 0].sum(1).numpy(), (view.weight > 0).sum(1).numpy() - 1 - view.basis.shape[2] * n_lines
     flags = (best.failed.numpy() * FitFlag.BAD_INPUT + ~best.converged.numpy() * FitFlag.NOT_CONVERGED + (best.at_bound[:, 0].numpy() & detected) * FitFlag.AT_BOUND
              + (chi2 > poor_chi2 * np.maximum(dof, 1)) * FitFlag.POOR_CHI2 + (~detected & np.isnan(limit)) * FitFlag.UNCONSTRAINED_LABEL)
@@ -229,19 +231,20 @@ def _stage1_level(result: FitResult | None, spectra: Spectra) -> np.ndarray:
     level[:, pixels] = np.einsum("nt,pt->np" if basis.ndim == 2 else "nt,npt->np", result.level, basis)
     return level
 
-# %% ../nbs/05c_abundances.ipynb #4005eebd
-def _columns(mask: LineMask, wave: np.ndarray, stars: _Stars, ok: np.ndarray) -> slice | np.ndarray:
-    "Pixels of `wave` (..., n_pix) that any star has in a window: indices, or the whole range where pixels must stay neighbours."
+# %% ../nbs/05c_abundances.ipynb #aa2e88e6
+def _columns(mask: LineMask, wave: np.ndarray, stars: _Stars, ok: np.ndarray) -> np.ndarray:
+    "Pixels (k,) of `wave` (..., n_pix) that any star has in a window."
     shift = np.exp(log_doppler(torch.as_tensor(stars.velocity[ok])).numpy())
     first, last = mask.edges(float(stars.growth[ok].max()))
     reach = LineMask(mask.centre, np.maximum(mask.centre - first * shift.min(), 0), np.maximum(last * shift.max() - mask.centre, 0), mask.frame)
-    chosen = np.flatnonzero(reach.covers(wave).reshape(-1, wave.shape[-1]).any(0))
-    if stars.integrate or stars.matrix is not None: return np.arange(chosen[0], chosen[-1] + 1) if len(chosen) else chosen
-    return chosen
+    return np.flatnonzero(reach.covers(wave).reshape(-1, wave.shape[-1]).any(0))
 
 
-def _chain(stars: _Stars, wave: np.ndarray, columns: np.ndarray, ok: np.ndarray) -> ObservedEmulator:
-    "The emulator on some pixels of the spectra."
+def _chain(stars: _Stars, wave: np.ndarray, masks: Sequence[LineMask], ok: np.ndarray) -> tuple[ObservedEmulator | None, np.ndarray]:
+    "The emulator on the pixels of all windows, and these; on all between where pixels must stay neighbours."
+    columns = _columns(join_masks(masks), wave, stars, ok) if ok.any() else np.zeros(0, int)
+    if len(columns) == 0: return None, columns
+    if stars.integrate or stars.matrix is not None: columns = np.arange(columns[0], columns[-1] + 1)
     v = stars.velocity[ok]
     device = torch.as_tensor(stars.emulator.weight).device
     if device.type != "cpu": raise SpectraError(f"stage 2 runs on the processor, and this emulator is on {device}; give emulator.to('cpu')")
@@ -249,30 +252,31 @@ def _chain(stars: _Stars, wave: np.ndarray, columns: np.ndarray, ok: np.ndarray)
     seen = PixelGrid(wave[..., columns]) if stars.integrate else wave[..., columns]
     observer = Observer(stars.emulator.wave, seen, line_spread=stars.line_spread, resolution_matrix=matrix, rest_resolution=stars.emulator.resolution,
                         velocity_range=(v.min() - 1, v.max() + 1))
-    return ObservedEmulator(stars.emulator, observer)
+    return ObservedEmulator(stars.emulator, observer), columns
 
 
-def _look(stars: _Stars, labels: np.ndarray, spectra: Spectra, mask: LineMask, columns: np.ndarray, model: ObservedEmulator, rows: np.ndarray, order: int | None,
-          use_emulator_error: bool) -> tuple[_View, np.ndarray, np.ndarray]:
-    "What is seen of the stars `rows`, the pixels (n, n_pix) of all windows, and the width of the pixels in the rest frame, Å."
+def _look(stars: _Stars, labels: np.ndarray, spectra: Spectra, mask: LineMask, columns: np.ndarray, model: ObservedEmulator, pixels: np.ndarray, rows: np.ndarray,
+          order: int | None, use_emulator_error: bool) -> tuple[_View, np.ndarray, np.ndarray]:
+    "What is seen of the stars `rows`, which pixels (n, n_pix) lie in windows, and the width of the pixels in the rest frame, Å; `pixels` of the model's `columns`."
+    columns = columns[pixels]
     wave = np.broadcast_to(spectra.wave, spectra.flux.shape)[np.ix_(rows, columns)]
     velocity, level = torch.as_tensor(stars.velocity[rows]), stars.level[np.ix_(rows, columns)]
     shift = np.exp(log_doppler(velocity).numpy())[:, None]
     rest = wave / shift
     flux, ivar = spectra.flux[np.ix_(rows, columns)] / level, spectra.ivar[np.ix_(rows, columns)] * level**2
-    good = (ivar > 0) & np.isfinite(flux) & model.observer.valid(velocity, torch.as_tensor(rows)).numpy()
+    good = (ivar > 0) & np.isfinite(flux) & model.observer.valid(velocity, torch.as_tensor(rows)).numpy()[:, pixels]
     line, everything = _assign(mask, rest, good, stars.growth[rows])
     noise = np.divide(1., ivar, out=np.full(ivar.shape, np.inf), where=good)
     if use_emulator_error:
         own = np.asarray(stars.emulator.error(labels[rows]))
         noise = noise + np.stack([np.interp(at, stars.emulator.wave, error) for at, error in zip(rest, own)]) ** 2
     weight = np.where(line < len(mask), noise**-0.5, 0.)
-    view = _View(model, torch.as_tensor(rows), torch.as_tensor(labels[rows]), velocity, torch.as_tensor(np.where(good, flux, 0.)), torch.as_tensor(weight),
+    view = _View(model, torch.as_tensor(pixels), torch.as_tensor(rows), torch.as_tensor(labels[rows]), velocity, torch.as_tensor(np.where(good, flux, 0.)), torch.as_tensor(weight),
                  torch.as_tensor(line), torch.as_tensor(_window_basis(line, rest, mask, order)), len(mask))
     spacing = np.gradient(np.broadcast_to(spectra.wave, spectra.flux.shape)[rows], axis=1)[:, columns] / shift
     return view, everything < len(mask), spacing
 
-# %% ../nbs/05c_abundances.ipynb #90aab161
+# %% ../nbs/05c_abundances.ipynb #f1ebb085
 def fit_abundances(
     emulator: Any,                  # an `Emulator`
     spectra: Any,                   # `Spectra`, or an object like those of specutils
@@ -294,11 +298,12 @@ def fit_abundances(
     masks = _line_masks(emulator, line_masks, known.line_spread)
     labels, found = known.labels.copy(), {}
     ok = np.isfinite(labels).all(1) & np.isfinite(known.velocity) & (spectra.ivar > 0).any(1)
+    model, columns = _chain(known, spectra.wave, list(masks.values()), ok)
     elements = sorted(masks, key=lambda name: (not name.startswith(("C_", "O_")), name))
     with tqdm(total=passes * len(elements) * int(ok.sum()), desc="abundances", unit="star", disable=not progress) as bar:
         for name in [name for _ in range(passes) for name in elements]:
             column, bounds = known.names.index(name), tuple(np.asarray(known.emulator.label_bounds)[:, known.names.index(name)])
-            found[name] = _fit_element(known, labels, spectra, masks[name], column, bounds, ok, order, use_emulator_error, detection, poor_chi2, chunk, bar)
+            found[name] = _fit_element(known, model, columns, labels, spectra, masks[name], column, bounds, ok, order, use_emulator_error, detection, poor_chi2, chunk, bar)
             measured = found[name]["_detected"] & (found[name]["_n_lines"] > 0) & np.isfinite(found[name][""])
             labels[measured, column] = found[name][""][measured]
     return _abundance_table(spectra, known, {name: found[name] for name in masks}, ok)
@@ -317,22 +322,22 @@ def _line_masks(emulator: Any, given: Any, spread: LineSpread) -> dict[str, Line
     return {name: find_lines(emulator, name, resolution=power if np.isfinite(power) else None) if mask is None else mask.to_frame(emulator.frame).within(emulator.wave)
             for name, mask in wanted.items()}
 
-# %% ../nbs/05c_abundances.ipynb #f98c247b
-def _fit_element(stars: _Stars, labels: np.ndarray, spectra: Spectra, mask: LineMask, column: int, bounds: tuple[float, float], ok: np.ndarray, order: int | None,
-                 use_emulator_error: bool, detection: float, poor_chi2: float, chunk: int, bar: Any) -> dict[str, np.ndarray]:
+# %% ../nbs/05c_abundances.ipynb #0126560a
+def _fit_element(stars: _Stars, model: ObservedEmulator | None, columns: np.ndarray, labels: np.ndarray, spectra: Spectra, mask: LineMask, column: int,
+                 bounds: tuple[float, float], ok: np.ndarray, order: int | None, use_emulator_error: bool, detection: float, poor_chi2: float, chunk: int, bar: Any) -> dict[str, np.ndarray]:
     "Fit one element in all stars that can be fitted; arrays (n_spec,) by name, NaN and a flag for the others."
     numbers = dict.fromkeys(("", "_err", "_err_noise", "_upper_limit", "_line_scatter", "_ew_slope", "_chi2"), np.nan)
     blank = numbers | dict(_detected=False, _n_lines=0, _dof=0, _flags=FitFlag.BAD_INPUT.value)
     found = {name: np.full(len(spectra), value) for name, value in blank.items()}
-    columns = _columns(mask, spectra.wave, stars, ok) if ok.any() else np.zeros(0, int)
-    if len(columns) == 0:
+    pixels = np.flatnonzero(np.isin(columns, _columns(mask, spectra.wave, stars, ok))) if ok.any() else columns
+    if len(pixels) == 0:
         found["_flags"][ok] = FitFlag.FEW_PIXELS.value
         return found
-    model, others = _chain(stars, spectra.wave, columns, ok), [k for k in stars.uncertain if k != column]
+    others = [k for k in stars.uncertain if k != column]
     kept = [at for at, k in enumerate(stars.uncertain) if k != column] + [len(stars.uncertain)]
     with torch.no_grad():
         for rows in np.array_split(np.flatnonzero(ok), max(1, -(-int(ok.sum()) // chunk))):
-            view, inside, width = _look(stars, labels, spectra, mask, columns, model, rows, order, use_emulator_error)
+            view, inside, width = _look(stars, labels, spectra, mask, columns, model, pixels, rows, order, use_emulator_error)
             part = _solve_element(view, column, bounds, others, torch.as_tensor(stars.covariance[np.ix_(rows, kept, kept)]), inside, width, detection, poor_chi2)
             for name, values in part.items(): found[name][rows] = values
             bar.update(len(rows))
