@@ -138,8 +138,25 @@ class SpectrumNetwork(nn.Module):
         "(n, n_pix) flux for labels (n, n_label)."
         return self.last_layer(self.hidden(labels))
 
-# %% ../nbs/03_emulator.ipynb #02c3360e
-class Emulator(SpectrumNetwork):
+# %% ../nbs/03_emulator.ipynb #aeb9ea45
+class _KnowsItsError:
+    "What an emulator says of its own error."
+
+    def error(self, labels) -> np.ndarray:
+        "(n_spec, n_pix) 1σ error of the emulated flux; see `emulator_error`."
+        return emulator_error(self, labels)
+
+    def error_factor(self, labels) -> np.ndarray:
+        "(n_spec,) what `error_components` are to be multiplied with at these labels."
+        return self.error_model.factor(self.features(_tensor(self, labels)))
+
+    @property
+    def error_components(self) -> np.ndarray | None:
+        "(n_component, n_pix) error spectra, by which pixels err together; None where they were not measured."
+        return None if self.error_model is None else self.error_model.components
+
+# %% ../nbs/03_emulator.ipynb #667eebe1
+class Emulator(SpectrumNetwork, _KnowsItsError):
     """A network of spectra that knows its wavelengths, its labels, its domain and its error; labels in user units, Teff in K.
 
     Parameters
@@ -177,19 +194,6 @@ class Emulator(SpectrumNetwork):
     def domain(self, labels) -> DomainCheck:
         "Inside the training domain, how far out, and why; see `check_domain`."
         return check_domain(self, labels)
-
-    def error(self, labels) -> np.ndarray:
-        "(n_spec, n_pix) 1σ error of the emulated flux; see `emulator_error`."
-        return emulator_error(self, labels)
-
-    def error_factor(self, labels) -> np.ndarray:
-        "(n_spec,) what `error_components` are to be multiplied with at these labels."
-        return self.error_model.factor(self.features(_tensor(self, labels)))
-
-    @property
-    def error_components(self) -> np.ndarray | None:
-        "(n_component, n_pix) error spectra, by which pixels err together; None where they were not measured."
-        return None if self.error_model is None else self.error_model.components
 
     def save(self, path: str | os.PathLike, compress: bool = False) -> None:
         "Write one `.safetensors` file; see `save_emulator`."

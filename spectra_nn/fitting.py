@@ -314,7 +314,7 @@ def _label_starts(table: _Table, plan: _Plan, observer: Observer, data: _Data, v
         chi2 = torch.where(distance < 0.25, torch.inf, chi2)
     return torch.stack(starts)
 
-# %% ../nbs/05_fitting.ipynb #79c8bc60
+# %% ../nbs/05_fitting.ipynb #aea7f856
 _VELOCITY_UNIT = 10.  # km/s; the solver's velocities are in it
 
 
@@ -343,7 +343,7 @@ class _Setup:
     def n_parameter(self) -> int:
         return len(self.plan.free) + (self.velocity_range is not None)
 
-
+# %% ../nbs/05_fitting.ipynb #288cbe80
 def _take(data: _Data, index: Tensor) -> _Data:
     "Select spectra of a chunk."
     basis = data.basis[index] if data.basis is not None and data.basis.ndim == 3 else data.basis
@@ -380,7 +380,7 @@ def _problem(setup: _Setup, data: _Data, weight: Tensor, derivatives: bool = Tru
 
     return equations
 
-# %% ../nbs/05_fitting.ipynb #763e33aa
+# %% ../nbs/05_fitting.ipynb #f3ba5089
 def _weights(setup: _Setup, data: _Data, scaled: Tensor, velocity: Tensor) -> Tensor:
     "Return 1/σ (k, n_pix), 0 for bad pixels, σ being noise, systematic floor and emulator error at scaled labels (k, n_free)."
     if not (setup.use_emulator_error or setup.systematic): return data.ivar.sqrt()
@@ -396,7 +396,7 @@ def _weights(setup: _Setup, data: _Data, scaled: Tensor, velocity: Tensor) -> Te
     if data.basis is not None: error = error * _continuum(flux, data.ivar.sqrt(), data.flux, data.basis)[0]
     return torch.sqrt(data.ivar / (1 + data.ivar * error**2))
 
-
+# %% ../nbs/05_fitting.ipynb #a969dbb4
 def _in_bins(setup: _Setup, data: _Data, weight: Tensor) -> tuple[_Setup, _Data, Tensor]:
     "Return setup, data and weights (k, n_bin) of spectra whose neighbouring pixels are averaged."
     model, whole = setup.bins
@@ -523,7 +523,7 @@ def _given_start(start: Any, plan: _Plan, n_spec: int) -> Tensor:
     scaled = ((given[..., :-1] - plan.low) / plan.span).clamp(0.001, 0.999)
     return torch.cat([scaled[..., plan.free], given[..., -1:]], 2)
 
-# %% ../nbs/05_fitting.ipynb #072ab501
+# %% ../nbs/05_fitting.ipynb #978aec5c
 def _covariance(setup: _Setup, fit: LeastSquares, push: Tensor | None) -> tuple[Tensor, Tensor]:
     "Return the covariance (k, p, p) in user units, NaN where singular, and the errors of the labels as parts of their range (k, n_free)."
     factor, info = torch.linalg.cholesky_ex(fit.hessian)
@@ -538,7 +538,7 @@ def _covariance(setup: _Setup, fit: LeastSquares, push: Tensor | None) -> tuple[
     unit = unit.to(inverse)
     return inverse * unit[:, None] * unit, inverse.diagonal(dim1=1, dim2=2).sqrt()[:, :len(setup.plan.free)]
 
-
+# %% ../nbs/05_fitting.ipynb #be4692ab
 def _error_table(emulator: Any, observer: Observer) -> _Table | None:
     "Return the emulator's error spectra on cells, seen through the line spread; None where it has none."
     components = getattr(emulator, "error_components", None)
@@ -568,7 +568,7 @@ def _emulator_push(setup: _Setup, data: _Data, outcome: _Outcome, labels: Tensor
         parts.append(push * factor[index, None, None])
     return torch.cat(parts)
 
-
+# %% ../nbs/05_fitting.ipynb #f41212cc
 def _no_broadening(setup: _Setup, fit: LeastSquares) -> Tensor:
     "Mark (k, p) widths at their lower bound: a star that does not rotate is in order."
     names = [setup.plan.names[k] for k in setup.plan.free.tolist()] + ["velocity"]
@@ -849,7 +849,7 @@ class FitProblem:
         "Return the continuum's coefficients (k, n_term), in units of the flux."
         return _level(self, parameters, rows)
 
-# %% ../nbs/05_fitting.ipynb #aba5fcfd
+# %% ../nbs/05_fitting.ipynb #6afdea77
 def _user_units(setup: _Setup) -> tuple[Tensor, Tensor]:
     "Return zero point and unit (p,) of the solver's parameters."
     zero, unit = setup.plan.low[setup.plan.free], setup.plan.span[setup.plan.free]
@@ -879,7 +879,7 @@ def _evaluate(problem: FitProblem, parameters: Tensor, rows: Tensor, derivatives
     for mine, value in zip(found, equations): mine[use] = value.double()
     return found if not derivatives else NormalEquations(found.chi2, found.gradient / unit, found.hessian / unit / unit[:, None])
 
-
+# %% ../nbs/05_fitting.ipynb #c2773197
 def _problem_push(problem: FitProblem, parameters: Tensor, rows: Tensor) -> Tensor | None:
     "Return the push of the emulator's error spectra on some spectra, in user units; 0 where there is no fit."
     setup, place = problem._entry.setup, problem._place[rows]

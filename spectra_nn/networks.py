@@ -201,7 +201,7 @@ def abundance_columns(
     "Labels that move the lines of one element only."
     return [i for i, n in enumerate(label_names) if n.endswith(("_Fe", "_H")) or n.startswith("A_")]
 
-# %% ../nbs/02b_networks.ipynb #a6a3d125
+# %% ../nbs/02b_networks.ipynb #cfe28884
 def _add_matern(
     total: torch.Tensor,      # sum so far
     squares: torch.Tensor,    # s², five times the squared distance
@@ -213,12 +213,6 @@ def _add_matern(
         return total + amplitude * torch.exp(-s) * (1 + s + s * s / 3)
     s = squares.clamp_min_(0).sqrt_()
     return total.addcmul_((s + 1).addcmul_(s, s, value=1 / 3), s.neg_().exp_(), value=float(amplitude))
-
-
-def _matern_slope(squares: torch.Tensor) -> torch.Tensor:
-    "Its derivative by the squared distance."
-    s = torch.sqrt(squares.clamp_min(0))
-    return torch.exp(-s).mul_(s.add_(1)).mul_(-5 / 6)
 
 # %% ../nbs/02b_networks.ipynb #c5c72728
 class KernelNetwork(nn.Module):
@@ -310,7 +304,7 @@ def kernel_matrix(
         total = _add_matern(total, _square_distances(a * scale, b * scale), amplitude)
     return total
 
-# %% ../nbs/02b_networks.ipynb #e64f5fd0
+# %% ../nbs/02b_networks.ipynb #1dc7deae
 def kernel_tangents(
     network: KernelNetwork,  # solved network
     x: torch.Tensor,         # (n, d) features
@@ -322,12 +316,14 @@ def kernel_tangents(
     w = x + hidden @ network.warp_out
     dhidden = (dx[:, :, shared] @ network.warp_in) * (1 - hidden**2)[:, None]
     dw = dx + dhidden @ network.warp_out
-    value = torch.zeros(len(w), len(network.centres), dtype=w.dtype, device=w.device)
-    slope = torch.zeros(len(w), w.shape[1], len(network.centres), dtype=w.dtype, device=w.device)
-    for amplitude, scale in zip(torch.exp(network.log_amplitude), _scales(network)):
-        squares = _square_distances(w * scale, network.centres * scale)
-        slope += (0.4 * amplitude * scale**2)[None, :, None] * _matern_slope(squares)[:, None]  # the scale holds √5
-        value = _add_matern(value, squares, amplitude)
+    amplitudes, scales = torch.exp(network.log_amplitude), _scales(network)
+    value, bend = torch.zeros(len(w), len(network.centres), dtype=w.dtype, device=w.device), w.new_empty(len(w), len(scales), len(network.centres))
+    for term, (amplitude, scale) in enumerate(zip(amplitudes, scales)):  # Matérn-5/2 and its derivative share the exponential
+        s = _square_distances(w * scale, network.centres * scale).clamp_min_(0).sqrt_()
+        decay = torch.exp(-s)
+        torch.mul(decay, s + 1, out=bend[:, term])
+        value += amplitude * (bend[:, term] + decay.mul_(s.square_().mul_(1 / 3)))
+    slope = (-1 / 3 * amplitudes[:, None] * scales**2).T @ bend  # the scale holds √5
     slope *= w[:, :, None] - network.centres.T
     return value @ network.weights, dw @ (slope @ network.weights)
 
