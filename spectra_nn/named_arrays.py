@@ -223,13 +223,24 @@ class NamedArrays:
     log: bool = False
     notes: tuple[str, ...] = ()
 
-# %% ../nbs/00g_named_arrays.ipynb #2449d1bf
-def _ids_of(arrays: NamedArrays, which: Mapping[str, str], name: str, n_spec: int) -> list[str]:
+# %% ../nbs/00g_named_arrays.ipynb #365ef766
+class _Numbered(Sequence):
+    """Names with numbers behind, made when asked for: a damaged file may claim thousands of millions of spectra."""
+
+    def __init__(self, name: str, size: int): self.name, self.size = name, size
+    def __len__(self) -> int: return self.size
+
+    def __getitem__(self, k: int) -> str:
+        if not 0 <= k < self.size: raise IndexError(k)
+        return self.name if self.size == 1 else f"{self.name}:{k}"
+
+
+def _ids_of(arrays: NamedArrays, which: Mapping[str, str], name: str, n_spec: int) -> Sequence[str]:
     "Return the ids of all spectra of a file: its own if it has any, else its name with numbers."
     column = which.get("id")
     if column is not None and arrays.shapes[column] in ((n_spec,), (n_spec, 1)) or (column is not None and n_spec == 1 and arrays.shapes[column] == ()):
         return unique_ids(np.ravel(arrays.read(column, None)))
-    return [name] if n_spec == 1 else [f"{name}:{k}" for k in range(n_spec)]
+    return _Numbered(name, n_spec)
 
 
 def _info_of(arrays: NamedArrays, taken: Iterable[str], chosen: np.ndarray, n_spec: int, one: bool) -> list[dict]:

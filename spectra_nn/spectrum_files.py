@@ -327,8 +327,8 @@ def _hdf5_field(dataset: Any, field: str | None, rows: np.ndarray | None) -> Any
     unique, place = np.unique(rows, return_inverse=True)  # HDF5 wants increasing numbers
     return source[unique][place]
 
-# %% ../nbs/05e_spectrum_files.ipynb #cd175fd2
-def _hdf5_arrays(datasets: dict[str, Any], attributes: dict) -> NamedArrays:
+# %% ../nbs/05e_spectrum_files.ipynb #a1a5c362
+def _hdf5_arrays(datasets: dict[str, Any], said: dict[str, str]) -> NamedArrays:
     "Name the datasets of a group and of those above it, or the fields of the first that has wavelengths and flux."
     import h5py
 
@@ -347,11 +347,10 @@ def _hdf5_arrays(datasets: dict[str, Any], attributes: dict) -> NamedArrays:
     def read(name: str, rows: np.ndarray | None) -> Any:
         return np.asarray(_hdf5_field(*entries[name][:2], rows))
 
-    said = {"frame": str(plain(attributes["frame"])).lower()} if "frame" in attributes else {}
     units = {name: str(plain(unit)) for name, (dataset, field, _) in entries.items() if not field and (unit := dataset.attrs.get("unit", dataset.attrs.get("units")))}
     return NamedArrays(shapes, read, units, **(_wave_of_scale(read, shapes) | said | _said_in(read, shapes)))
 
-# %% ../nbs/05e_spectrum_files.ipynb #3882b082
+# %% ../nbs/05e_spectrum_files.ipynb #a06425e0
 def _read_hdf5(path: Path, name: str, *, rows: Any, **options: Any) -> Spectra:
     "Read the spectra of an HDF5 file."
     h5py = _needed("h5py")
@@ -363,7 +362,8 @@ def _read_hdf5(path: Path, name: str, *, rows: Any, **options: Any) -> Spectra:
         parts = []
         for group in groups:
             above = {key: dataset for key, dataset in datasets.items() if (group + "/").startswith(key.rpartition("/")[0] + "/") or "/" not in key}
-            arrays = _hdf5_arrays(above, dict(file.attrs) | (dict(file[group].attrs) if group else {}))
+            said = [str(plain(one.attrs["frame"])).lower() for one in ([file[group]] if group else []) + [file] if "frame" in one.attrs]
+            arrays = _hdf5_arrays(above, {"frame": said[0]} if said else {})
             parts.append(spectra_from_arrays(arrays, group if len(groups) > 1 else name, rows=rows if len(groups) == 1 else None, **options))
         if len(parts) == 1: return parts[0]
         joined = _join(parts)
