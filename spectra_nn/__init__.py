@@ -47,6 +47,7 @@ _NAMES = {
     "galaxy_autoencoder": ("GalaxyAutoencoder", "train_spender"),
     "hub": (),
     "demo": ("run_demo",),
+    "command_words": (),
     "cli": (),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
