@@ -150,19 +150,13 @@ def _read(path: str | os.PathLike) -> Posterior:
     native = lambda a: a.astype(str) if a.dtype.kind in "SU" else a.astype(a.dtype.newbyteorder("="))  # noqa: E731
     return Posterior(names=names, units=units, **{name: native(np.asarray(arrays[name])) for name in _ROWS})
 
-# %% ../nbs/05d_posterior.ipynb #31921d1a
+# %% ../nbs/05d_posterior.ipynb #59e9a159
 def _widths(problem: FitProblem, best: Tensor) -> tuple[Tensor, Tensor]:
-    "Return the covariance Σ (n, p, p) that guides the sampler, and the root (n, p, p) of that by which the emulator's errors displace labels."
+    "Return the covariance Σ (n, p, p) that guides the sampler, and ΣM (n, p, n_component), by which the emulator's errors displace labels."
     rows = torch.arange(len(problem), device=best.device)
-    hessian = problem.evaluate(best, rows).hessian
-    guide = torch.linalg.inv(hessian + torch.diag_embed(12 / (problem.upper - problem.lower)**2))
-    inverse, _ = torch.linalg.inv_ex(hessian)
-    beyond = problem.covariance(best, rows) - inverse
-    beyond = torch.where(torch.isfinite(beyond).all(2, keepdim=True).all(1, keepdim=True), beyond, 0.)
-    damped = guide @ hessian  # 1 where the data decide, 0 where the range does
-    unit = guide.diagonal(dim1=1, dim2=2).sqrt()
-    size, axes = torch.linalg.eigh(torch.nan_to_num(damped @ beyond @ damped.mT) / unit[:, :, None] / unit[:, None, :])
-    return guide, unit[:, :, None] * axes * torch.where(size > 1e-3, size, 0.).sqrt()[:, None, :]
+    guide = torch.linalg.inv(problem.evaluate(best, rows).hessian + torch.diag_embed(12 / (problem.upper - problem.lower)**2))
+    push = problem.push(best, rows)
+    return guide, guide[..., :0] if push is None else guide @ push
 
 
 def _fold(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -255,7 +249,7 @@ def _nautilus(problem: FitProblem, best: Tensor, guide: Tensor, seeds: Sequence,
         step()
     return _Sampled(*map(np.stack, zip(*found)))
 
-# %% ../nbs/05d_posterior.ipynb #03b8c8c7
+# %% ../nbs/05d_posterior.ipynb #51216204
 _SAMPLERS = {"hmc": _hmc, "emcee": _emcee, "nautilus": _nautilus}
 
 
@@ -271,15 +265,15 @@ def _sample_part(result: FitResult, rows: np.ndarray, sample: Callable, seed: in
     problem, seeds = fit_problem(result, rows), [(seed, int(row)) for row in rows]
     best = torch.as_tensor(_best(result, rows), device=problem.lower.device)
     best = torch.minimum(torch.maximum(best, problem.lower), problem.upper)
-    guide, root = _widths(problem, best)
+    guide, displaced = _widths(problem, best)
     found = sample(problem, best, guide, seeds, *options)
     chains = np.moveaxis(found.draws, 3, 1)                                       # (n, p, n_chain, n_draw)
     r_hat = split_r_hat(chains) if chains.shape[2] > 1 else np.full(best.shape, np.nan)
     n_effective = effective_size(chains) if found.n_effective is None else found.n_effective
     flat = torch.from_numpy(found.draws.reshape(len(rows), -1, best.shape[1]))
     lower, upper = problem.lower.cpu()[:, None], problem.upper.cpu()[:, None]
-    noise = torch.from_numpy(np.stack([np.random.default_rng([*s, 3]).standard_normal(flat.shape[1:]) for s in seeds]))
-    flat = _fold(flat + noise @ root.cpu().mT, lower, upper)
+    noise = torch.from_numpy(np.stack([np.random.default_rng([*s, 3]).standard_normal((flat.shape[1], displaced.shape[2])) for s in seeds]))
+    flat = _fold(flat + noise @ displaced.cpu().mT, lower, upper)
     near = ((flat - lower).minimum(upper - flat) < 0.01 * (upper - lower)).double().mean(1) > 0.02
     return _Sampled(flat.numpy(), found.log_density.reshape(len(rows), -1), found.acceptance, n_effective), r_hat, near.any(1).numpy()
 

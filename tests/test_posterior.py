@@ -9,7 +9,7 @@ import torch
 from test_fitting import STAR, AnalyticEmulator, observe
 
 from spectra_nn.core import SpectraError
-from spectra_nn.fitting import fit, fit_problem, prepare
+from spectra_nn.fitting import FitProblem, fit, fit_problem, prepare
 from spectra_nn.posterior import Posterior, PosteriorFlag, sample_posterior
 from spectra_nn.sampling import effective_size, hamiltonian_monte_carlo, split_r_hat
 
@@ -101,12 +101,10 @@ def test_a_failed_fit_is_a_row_of_nan(emulator):
 
 
 def test_correlated_errors_of_the_emulator_widen_draws(result, monkeypatch):
-    from spectra_nn import fitting
-
-    covariance = fitting.FitProblem.covariance
-    monkeypatch.setattr(fitting.FitProblem, "covariance", lambda self, at, rows: 4 * covariance(self, at, rows))
+    root = torch.linalg.cholesky(torch.linalg.inv(torch.tensor(result.covariance[:1])))  # pushes that are as large as those of the noise
+    monkeypatch.setattr(FitProblem, "push", lambda self, at, rows: root)
     found = sample_posterior(result, [0], n_draws=1000, progress=False)
-    np.testing.assert_allclose(found.draws.std(1)[0] / errors(result.covariance)[0], 2, rtol=0.11)
+    np.testing.assert_allclose(found.draws.std(1)[0] / errors(result.covariance)[0], 2**0.5, rtol=0.1)
 
 
 @pytest.mark.parametrize("name", ["p.npz", "p.fits"])
