@@ -118,7 +118,7 @@ class ObservedBinary:
         at = self.emulator.label_names.index("teff")
         return _planck_ratio(torch.exp(log_wave), *(part[:, at] for part in self.emulator.split(labels)))
 
-# %% ../nbs/05b_binaries.ipynb #9dc42c5e
+# %% ../nbs/05b_binaries.ipynb #1b152043
 def _search_chain(single: FitResult, reach: float) -> Observer:
     "The chain of a fit, for velocities up to `reach` km/s from those found."
     setup, velocity = single.setup, single.table["velocity"].value
@@ -128,21 +128,20 @@ def _search_chain(single: FitResult, reach: float) -> Observer:
                     velocity_range=(float(velocity.min()) - reach, float(velocity.max()) + reach), device=torch.as_tensor(setup["emulator"].weight).device)
 
 
-def _guesses(emulator: BinaryEmulator, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Labels (n, n_label) of first and of second stars to try around those of a single fit (n_label,)."
-    core = emulator.core
-    low, high = np.asarray(core.label_bounds)
+def _guesses(emulator: BinaryEmulator, labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    "Labels (n, n_label) of first and of second stars to try around those of a single fit (n_label,), for three metallicities: light that is shared makes lines shallow."
+    names, (low, high) = emulator.core.label_names, np.asarray(emulator.core.label_bounds)
 
-    def with_steps(steps: Sequence[tuple[float, float]]) -> np.ndarray:
-        rows = np.repeat(labels[None], len(steps), 0)
-        for name, k in (("teff", 0), ("feh", 1)):
-            if name in core.label_names: rows[:, core.label_names.index(name)] += [step[k] for step in steps]
-        if "vsini" in core.label_names: rows[:, core.label_names.index("vsini")] = min(5., labels[core.label_names.index("vsini")])
+    def with_steps(teff: Sequence[float], feh: float) -> np.ndarray:
+        rows = np.repeat(labels[None], len(teff), 0)
+        if "teff" in names: rows[:, names.index("teff")] += teff
+        if "feh" in names: rows[:, names.index("feh")] += feh
+        if "vsini" in names: rows[:, names.index("vsini")] = min(5., labels[names.index("vsini")])
         return np.clip(rows, low, high)
 
-    return with_steps([(0., 0.), (200., 0.2)]), with_steps([(200., 0.2), (-200., 0.1), (-700., 0.1), (-1400., 0.1)])
+    return [(with_steps((0., 200.) if feh < 0.1 else (-200., 50.), feh), with_steps((100., -400., -1000.), feh)) for feh in (0., 0.25, 0.5)]
 
-# %% ../nbs/05b_binaries.ipynb #ccb0d73c
+# %% ../nbs/05b_binaries.ipynb #30ff5b2a
 def _pair_gain(one: Tensor, two: Tensor, data: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     "Return the fall of χ² (n_one, n_two) below that of no star at all, for the best positive sum of spectra (n_one, n_pix) and (n_two, n_pix), and the flux ratio."
     one, two, data = one * weight, two * weight, data * weight
@@ -158,23 +157,25 @@ def _search_pairs(emulator: BinaryEmulator, model: ObservedEmulator, labels: np.
     chain, most = model.observer, emulator.max_separation
     fwhm = max(chain.line_spread.fwhm, 10.)
     offset = torch.linspace(-most, most, 2 * int(np.ceil(most / max(fwhm / 2, most / 80))) + 1, dtype=torch.float64, device=chain.device)
-    first, second = _guesses(emulator, labels)
-    knots = model.coefficients(torch.as_tensor(np.r_[first, second], device=chain.device), torch.arange(0, device=chain.device))[..., 0]
     position = chain.position(velocity + offset, torch.full((len(offset),), row, device=chain.device))      # (n_v, n_pix)
-    seen = sample_spline(knots.T[None], position.reshape(1, -1))[0][0].view(*position.shape, -1).movedim(2, 0)  # (n_guess, n_v, n_pix)
-    gain, ratio = _pair_gain(seen[:len(first)].flatten(0, 1), seen[len(first):].flatten(0, 1), data, weight)
-    shape = len(first), len(offset), len(second), len(offset)
-    gain, ratio, starts = gain.view(shape), ratio.view(shape), []
+    parts, stars = [], _guesses(emulator, labels)
+    for first, second in stars:
+        knots = model.coefficients(torch.as_tensor(np.r_[first, second], device=chain.device), torch.arange(0, device=chain.device))[..., 0]
+        seen = sample_spline(knots.T[None], position.reshape(1, -1))[0][0].view(*position.shape, -1).movedim(2, 0)  # (n_guess, n_v, n_pix)
+        parts.append(_pair_gain(seen[:len(first)].flatten(0, 1), seen[len(first):].flatten(0, 1), data, weight))
+    shape = len(stars), len(stars[0][0]), len(offset), len(stars[0][1]), len(offset)
+    gain, ratio = (torch.stack(part).view(shape) for part in zip(*parts))
+    starts = []
     gain = torch.where((offset[:, None, None] - offset).abs() > 0.8 * fwhm, gain, -torch.inf)
     gain = torch.where((offset[:, None, None] - offset).abs() <= most, gain, -torch.inf)
     for _ in range(n_start):
         best = int(gain.argmax())
         if not torch.isfinite(gain.view(-1)[best]): break
-        i, p, j, q = np.unravel_index(best, shape)
-        starts.append(_joined(emulator, first[i], second[j], float(ratio[i, p, j, q]), float(offset[q] - offset[p]), velocity + float(offset[p])))
+        m, i, p, j, q = np.unravel_index(best, shape)
+        starts.append(_joined(emulator, stars[m][0][i], stars[m][1][j], float(ratio[m, i, p, j, q]), float(offset[q] - offset[p]), velocity + float(offset[p])))
         near = ((offset - offset[p]).abs() < 1.5 * fwhm)[:, None, None] & ((offset - offset[q]).abs() < 1.5 * fwhm)
         gain = torch.where(near, -torch.inf, gain)
-    together = _joined(emulator, first[0], second[2], 0.2, 0., velocity)
+    together = _joined(emulator, stars[0][0][0], stars[0][1][2], 0.2, 0., velocity)
     return np.stack(starts + [together] * (n_start + 1 - len(starts)))
 
 
