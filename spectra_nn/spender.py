@@ -136,7 +136,7 @@ class SpectrumEncoder(nn.Module):
         "Encode spectra (n, n_pix) to latents (n, n_latent); pixels that are not finite count as 0, a spectrum of nothing else gives NaN."
         return _encode(self, y)
 
-# %% ../nbs/07_spender.ipynb #2381a54d
+# %% ../nbs/07_spender.ipynb #8838c4a6
 def _encode(encoder: SpectrumEncoder, y: Tensor) -> Tensor:
     "Check spectra, encode them with zeros for what is not finite, and flag those where nothing is."
     weight, wave = encoder.conv1[0].weight, encoder.instrument.wave_obs
@@ -149,10 +149,14 @@ def _encode(encoder: SpectrumEncoder, y: Tensor) -> Tensor:
     finite = torch.isfinite(y)
     whole, y = bool(finite.all()), y.to(weight.dtype)
     y = y if whole else torch.where(finite, y, 0)
-    grad = torch.is_grad_enabled() and (y.requires_grad or any(p.requires_grad for p in encoder.parameters()))
-    fast = not grad and y.device.type == "cpu" and len(y) >= 12 and weight.dtype == torch.float32
+    fast = not _differentiates(encoder, y) and y.device.type == "cpu" and len(y) >= 12 and weight.dtype == torch.float32
     s = encoder.mlp(_features_fast(encoder, y) if fast else _features(encoder, y))
     return s if whole else torch.where(finite.any(1)[:, None], s, torch.nan)
+
+
+def _differentiates(network: nn.Module, *given: Tensor) -> bool:
+    "Say whether anybody asks for derivatives: by parameters of a network, or by what goes into it."
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (*given, *network.parameters()))
 
 
 def _features(encoder: SpectrumEncoder, y: Tensor) -> Tensor:
@@ -255,7 +259,7 @@ def _features_fast(encoder: SpectrumEncoder, y: Tensor) -> Tensor:
             features.append(_attend(encoder.conv3, torch.cat(x), third))
         return torch.cat(features)
 
-# %% ../nbs/07_spender.ipynb #fc4d1fe9
+# %% ../nbs/07_spender.ipynb #c12a69d7
 def _redshift(z: Tensor | float | None, n_spec: int, device: torch.device) -> Tensor:
     "Return redshifts as float64 (n_spec,), for (n_spec,), (n_spec, 1), a number or None for 0."
     if z is None: return torch.zeros(n_spec, dtype=torch.float64, device=device)
@@ -272,25 +276,25 @@ def _neighbours(wave_rest: Tensor, wave_obs: Tensor, z: Tensor, dtype: torch.dty
     step = (knots[-1] - knots[0]) / n
     offset = (knots - knots[0]) / step - torch.arange(n + 1, device=knots.device)  # of the knots from uniform ones, in steps
     position = (wave_obs.double() / step) / (1 + z[:, None]) - knots[0] / step
-    with torch.no_grad():
-        if bool(offset.abs().max() < 0.01):
-            left = position.clamp(0, n - 0.5).to(torch.int64)
-        else:
-            left = (torch.searchsorted(knots, position * step + knots[0]) - 1).clamp_(0, n - 1)
-    fraction = _fraction(position, left, offset, dtype)
-    beyond = (fraction.detach() - 0.5).abs_()
-    off = torch.nonzero((beyond > 0.5) & (beyond < 0.52), as_tuple=True)
-    if len(off[0]):  # the neighbour of the uniform grid is not that of the rounded one
-        left[off] = (torch.searchsorted(knots, position.detach()[off] * step + knots[0]) - 1).clamp_(0, n - 1)
-        fraction = _fraction(position, left, offset, dtype) if fraction.requires_grad else fraction.index_put_(
-            off, _fraction(position[off], left[off], offset, dtype))
+    uniform = bool(offset.abs().max() < 0.01)
+    whole = position.detach().floor() if uniform else torch.searchsorted(knots, (position * step + knots[0]).detach()).double() - 1
+    whole = whole.clamp_(0, n - 1)
+    left = whole.to(torch.int64)
+    fraction = _fraction(position - whole, left, offset, dtype)
+    if uniform:
+        off = torch.nonzero(((fraction.detach() - 0.5).abs_() - 0.51).abs_() < 0.01, as_tuple=True)  # the rounded knots have another neighbour here
+        place = position.detach()[off] * step + knots[0]
+        left[off] = (torch.searchsorted(knots, place) - 1).clamp_(0, n - 1)
+        if fraction.requires_grad: fraction = _fraction(position - left, left, offset, dtype)
+        else: fraction[off] = _fraction(position[off] - left[off], left[off], offset, dtype)
     return left, fraction
 
 
-def _fraction(position: Tensor, left: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
-    "Say how far positions are on the way from the knot `left` to the next."
-    gap = (1 / (1 + offset.diff())).to(dtype)
-    return ((position - left).to(dtype) - offset.to(dtype).take(left)) * gap.take(left)
+def _fraction(beyond: Tensor, left: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+    "Say how far positions that are `beyond` the uniform place of the knot `left`, in steps, are on the way from that knot to the next."
+    def of_knot(values: Tensor) -> Tensor: return values.to(dtype).expand(*left.shape[:-1], -1).gather(-1, left)
+
+    return (beyond.to(dtype) - of_knot(offset)) * of_knot(1 / (1 + offset.diff()))
 
 
 def _covered(wave_rest: Tensor, wave_obs: Tensor, z: Tensor) -> Tensor:
@@ -301,7 +305,7 @@ def _covered(wave_rest: Tensor, wave_obs: Tensor, z: Tensor) -> Tensor:
     pixel = torch.arange(len(wave), device=wave.device)
     return (pixel >= first[:, None]) & (pixel < stop[:, None])
 
-# %% ../nbs/07_spender.ipynb #e6eaa227
+# %% ../nbs/07_spender.ipynb #ef4cffa5
 class SpectrumDecoder(nn.Module):
     "Latents to restframe spectra, and those to the pixels of an instrument."
 
@@ -345,12 +349,13 @@ class SpectrumDecoder(nn.Module):
 
     def forward(self, s: Tensor, instrument: Any = None, z: Tensor | None = None) -> Tensor:
         "Decode latents (n, n_latent) and observe the result: (n, n_pix)."
-        if torch.is_grad_enabled() or s.device.type != "cpu" or self.mlp[0].weight.dtype != torch.float32:
+        redshift = _redshift(z, len(s), s.device)
+        if _differentiates(self, s, redshift) or s.device.type != "cpu" or self.mlp[0].weight.dtype != torch.float32:
             return self.transform(self.decode(s), instrument, z)
         grid = InstrumentGrid(self.wave_rest) if instrument in (None, False) else InstrumentGrid.of(instrument)
-        return _decode_and_observe(self, s, grid, _redshift(z, len(s), s.device))
+        with torch.no_grad(): return _decode_and_observe(self, s, grid, redshift)
 
-# %% ../nbs/07_spender.ipynb #cdf64b94
+# %% ../nbs/07_spender.ipynb #6e0778aa
 def _blank(rows: Tensor, values: Tensor) -> Tensor:
     "Fill the marked `rows` (n,) of (n, m) with NaN, with no gradient from them."
     return torch.where(rows[:, None], torch.nan, values) if bool(rows.any()) else values
@@ -362,11 +367,12 @@ def _decode(decoder: SpectrumDecoder, s: Tensor) -> Tensor:
         raise SpectraError(f"the decoder takes latents (n, {decoder.n_latent}); got {tuple(s.shape)}")
     bad = ~torch.isfinite(s).all(1)
     s = torch.where(bad[:, None], 0, s).to(decoder.mlp[0].weight.dtype)
-    if torch.is_grad_enabled() or s.device.type != "cpu" or s.dtype != torch.float32:
+    if _differentiates(decoder, s) or s.device.type != "cpu" or s.dtype != torch.float32:
         return _blank(bad, decoder.mlp(s))
-    x = s.new_empty(len(s), len(decoder.wave_rest))
-    for rows in torch.arange(len(s)).split(128):
-        x[rows[0]:rows[-1] + 1] = _decode_between(decoder, s[rows], 0, len(decoder.wave_rest))[0]
+    with torch.no_grad():
+        x = s.new_empty(len(s), len(decoder.wave_rest))
+        for rows in torch.arange(len(s)).split(128):
+            x[rows[0]:rows[-1] + 1] = _decode_between(decoder, s[rows], 0, len(decoder.wave_rest))[0]
     return _blank(bad, x)
 
 
@@ -407,7 +413,7 @@ def _decode_between(decoder: SpectrumDecoder, s: Tensor, first: int, stop: int) 
     else: x = F.leaky_relu_(x, act.negative_slope) if isinstance(act, nn.LeakyReLU) else act(x)
     return x, first if cuttable else 0
 
-# %% ../nbs/07_spender.ipynb #75a3db54
+# %% ../nbs/07_spender.ipynb #e90a49e8
 def _decode_and_observe(decoder: SpectrumDecoder, s: Tensor, grid: InstrumentGrid, z: Tensor) -> Tensor:
     "Decode and observe in one go, only what the instrument sees; with no gradient."
     bad = ~(torch.isfinite(z) & (z > -1) & torch.isfinite(s).all(1))
@@ -419,7 +425,7 @@ def _decode_and_observe(decoder: SpectrumDecoder, s: Tensor, grid: InstrumentGri
         first, stop = (torch.searchsorted(wave_rest.double(), ends) + torch.tensor([-3, 3])).clamp(0, len(wave_rest)).tolist()
         first, stop = min(first, len(wave_rest) - 2), max(stop, 2)
         x, start = _decode_between(decoder, s[rows], first, stop)
-        for few in torch.arange(len(rows)).split(16):
+        for few in torch.arange(len(rows)).split(32):
             left, fraction = _neighbours(wave_rest, wave, z[rows[few]], s.dtype)
             left = left.sub_(start).clamp_(0, x.shape[1] - 2)
             part = x[few[0]:few[-1] + 1]

@@ -64,7 +64,7 @@ def test_equals_the_original(oracle, name, tmp_path):
     y, w, z = (torch.as_tensor(truth[key]) for key in "ywz")
     np.testing.assert_array_equal(read_legacy(oracle / f"{name}.pt")[1], np.arange(6.0).reshape(3, 2))
     for model, n in ((model, len(y)), (load_autoencoder(tmp_path / "m.safetensors").requires_grad_(False), 3)):  # three do not take the fast way
-        y, w, z = y[:n], w[:n], z[:n, None]
+        y, w, z = y[:n], w[:n], z[:n].reshape(n, 1)
         s, rest, m = model._forward(y, z=z)
         _, rest_scaled, m_scaled = model._forward(y, z=z, normalize=True, weights=w)
         ours = {"s": s, "rest": rest, "model": m, "rest_scaled": rest_scaled, "model_scaled": m_scaled, "loss": model.loss(y, w, z=z, individual=True)}

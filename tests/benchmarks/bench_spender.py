@@ -113,7 +113,7 @@ def main():
     python = os.environ.get("SPENDER_PEER_PYTHON")
     peer = Peer(python) if python else None
     with tempfile.TemporaryDirectory() as folder:
-        for name in GRIDS:
+        for name in sorted(GRIDS, reverse=True):
             compare(name, options.spectra, options.rounds, peer, Path(folder))
     if peer:
         peer.process.stdin.close()
