@@ -4,7 +4,9 @@ import pytest
 
 from spectra_nn.core import SpectraError, air_to_vacuum, asset
 from spectra_nn.emulator import Emulator
-from spectra_nn.line_masks import LineMask, element_responses, find_lines, join_masks, width_growth
+from spectra_nn.line_masks import LineMask, element_responses, find_lines, identify_lines, join_masks, like_the_sun, width_growth
+from spectra_nn.observe import BroadenedEmulator
+from spectra_nn.resample import broaden
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +111,23 @@ def test_found_lines_are_pure(emulator):
 def test_unknown_element_suggests_the_nearest(emulator):
     with pytest.raises(SpectraError, match="Did you mean 'Ca_Fe'"):
         find_lines(emulator, "ca_fe")
+
+
+def test_table_of_strong_lines_agrees_with_the_physics(emulator):
+    "At each wavelength of the table the emulator's Sun has a line, and it is of that element."
+    table, responses = identify_lines(emulator, resolution=None, least=0.0), element_responses(emulator, None, 60_000)
+    flux = broaden(emulator.wave, emulator.predict(like_the_sun(emulator)), resolution=150_000)[0]
+    lowest = 1 + np.flatnonzero((flux[1:-1] < flux[:-2]) & (flux[1:-1] <= flux[2:]))
+    assert len(table) == 110
+    for species, wave in zip(table["species"], table["wave"].value):
+        element = species.split()[0]
+        label = f"{element}_Fe" if f"{element}_Fe" in responses else "feh"
+        answer = {name: -r[np.abs(emulator.wave - wave) < 0.15].sum() for name, r in responses.items()}
+        off = np.abs(emulator.wave[lowest] - wave).min()
+        assert off < (0.05 if element == "Mn" else 0.025) and max(answer, key=answer.get) == label, (species, wave, off)  # Mn has hyperfine structure
+
+
+def test_names_of_lines_follow_the_star(emulator):
+    sun, poor = identify_lines(emulator), identify_lines(emulator, like_the_sun(emulator) | {"feh": -2.0})
+    assert set(poor["wave"].value) < set(sun["wave"].value)
+    assert len(identify_lines(BroadenedEmulator(emulator, ("vsini",)))) == len(sun)
