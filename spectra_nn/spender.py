@@ -305,7 +305,7 @@ def _covered(wave_rest: Tensor, wave_obs: Tensor, z: Tensor) -> Tensor:
     pixel = torch.arange(len(wave), device=wave.device)
     return (pixel >= first[:, None]) & (pixel < stop[:, None])
 
-# %% ../nbs/07_spender.ipynb #ef4cffa5
+# %% ../nbs/07_spender.ipynb #31619483
 class SpectrumDecoder(nn.Module):
     "Latents to restframe spectra, and those to the pixels of an instrument."
 
@@ -350,9 +350,9 @@ class SpectrumDecoder(nn.Module):
     def forward(self, s: Tensor, instrument: Any = None, z: Tensor | None = None) -> Tensor:
         "Decode latents (n, n_latent) and observe the result: (n, n_pix)."
         redshift = _redshift(z, len(s), s.device)
-        if _differentiates(self, s, redshift) or s.device.type != "cpu" or self.mlp[0].weight.dtype != torch.float32:
-            return self.transform(self.decode(s), instrument, z)
         grid = InstrumentGrid(self.wave_rest) if instrument in (None, False) else InstrumentGrid.of(instrument)
+        if _differentiates(self, s, redshift, *grid.parameters()) or s.device.type != "cpu" or self.mlp[0].weight.dtype != torch.float32:
+            return self.transform(self.decode(s), instrument, z)
         with torch.no_grad(): return _decode_and_observe(self, s, grid, redshift)
 
 # %% ../nbs/07_spender.ipynb #6e0778aa
