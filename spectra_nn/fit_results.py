@@ -219,7 +219,7 @@ def _listed(lines: Any, frame: str, velocity: float, window: tuple[float, float]
     at = [(float(wave) * np.sqrt((1 + beta) / (1 - beta)), str(name)) for wave, name in lines]
     return sorted((wave, name) for wave, name in at if window[0] <= wave <= window[1])
 
-# %% ../nbs/04a_fit_results.ipynb #8e3b634e
+# %% ../nbs/04a_fit_results.ipynb #011c8e2a
 def draw_fit(
     result: FitResult,                           # of a fit
     row: int,                                    # which spectrum
@@ -244,7 +244,7 @@ def draw_fit(
     bottom.axhline(0, lw=0.8)
     for ax in (top, bottom): ax.fill_between(wave, 0, 1, where=~good, transform=ax.get_xaxis_transform(), color="0.9", lw=0, zorder=0, step="mid")
     top.set(ylabel="Flux")
-    bottom.set(ylabel="(Data − model) / σ", xlabel=f"Wavelength in {spectra.frame} [Å]", xlim=window)
+    bottom.set(ylabel="Residual / σ", xlabel=f"Wavelength in {spectra.frame} [Å]", xlim=window)
     apart = np.abs(residual[here & np.isfinite(residual)])
     if len(apart): bottom.set(ylim=np.array([-1.3, 1.3]) * max(4., np.percentile(apart, 99)))
     seen = model[here & np.isfinite(model)]
