@@ -285,7 +285,8 @@ def _plot(result: FitResult, row: int, window: tuple[float, float] | None, lines
     top.set_title(fit_title(result, row), fontsize=10)
     return fig
 
-# %% ../nbs/04a_fit_results.ipynb #3e39a119
+# %% ../nbs/04a_fit_results.ipynb #110593b3
+_SAID = ("free", "priors", "velocity", "use_emulator_error", "robust")  # options of the fit that the header tells
 _FORMATS = {".fits": "fits", ".fit": "fits", ".ecsv": "ascii.ecsv", ".parquet": "parquet"}
 
 
@@ -315,7 +316,8 @@ def _settings(result: FitResult) -> dict[str, str]:
     known = dict(CREATOR=f"spectra_nn {__version__}", EMULATOR=origin, EMUHASH=_digest(emulator), LABELS=",".join(emulator.label_names), PARAMS=",".join(result.parameter_names),
                  RESOLVE=f"{SPEED_OF_LIGHT / fwhm:.0f}" if fwhm else "of the emulator" if setup.get("matrix") is None else "resolution matrix",
                  CONTIN="none" if continuum is None else f"{continuum.kind}, order {continuum.order}" + (f", breaks {continuum.breaks}" if continuum.breaks else ""))
-    return known | ({"SETTINGS": json.dumps(setup["settings"], default=str)} if setup.get("settings") else {})
+    plain = {name: value for name, value in setup.get("options", {}).items() if name in _SAID and not hasattr(value, "shape")}
+    return known | ({"SETTINGS": json.dumps(plain, default=str)} if plain else {})
 
 # %% ../nbs/04a_fit_results.ipynb #bd4e0558
 def _write(result: FitResult, path: str | os.PathLike) -> None:
