@@ -171,7 +171,7 @@ def _solve_element(view: _View, column: int, bounds: tuple[float, float], others
     return {"": value.numpy(), "_err": np.hypot(noise, stellar), "_err_noise": noise, "_upper_limit": limit, "_detected": detected, "_n_lines": n_lines,
             "_line_scatter": np.where(n_lines > 1, tau, np.nan), "_ew_slope": width, "_chi2": chi2, "_dof": dof, "_flags": flags}
 
-# %% ../nbs/05c_abundances.ipynb #dc72b879
+# %% ../nbs/05c_abundances.ipynb #ba6d18a8
 @dataclass(frozen=True)
 class _Stars:
     "What stage 2 takes as given."
@@ -193,7 +193,7 @@ class _Stars:
         width = sum((self.labels[:, self.names.index(name)] for name in ("vsini", "vmac") if name in self.names), np.zeros(len(self.labels)))
         return width_growth(np.nan_to_num(np.maximum(width, 0.)))
 
-
+# %% ../nbs/05c_abundances.ipynb #ed40c0ff
 def _values(table: Any, name: str) -> np.ndarray:
     "A column as plain numbers."
     return np.asarray(getattr(table[name], "value", table[name]), np.float64)
@@ -276,7 +276,7 @@ def _look(stars: _Stars, labels: np.ndarray, spectra: Spectra, mask: LineMask, c
     spacing = np.gradient(np.broadcast_to(spectra.wave, spectra.flux.shape)[rows], axis=1)[:, columns] / shift
     return view, everything < len(mask), spacing
 
-# %% ../nbs/05c_abundances.ipynb #f1ebb085
+# %% ../nbs/05c_abundances.ipynb #a5d7b421
 def fit_abundances(
     emulator: Any,                  # an `Emulator`
     spectra: Any,                   # `Spectra`, or an object like those of specutils
@@ -319,10 +319,10 @@ def _line_masks(emulator: Any, given: Any, spread: LineSpread) -> dict[str, Line
             raise SpectraError(f"line_masks names {name!r}, which is no label of this emulator.{f' Did you mean {meant!r}?' if meant else ''} It has {', '.join(elements)}.")
     if not wanted: raise SpectraError("there is no element to fit: line_masks is empty, or the emulator has no label X_Fe, X_H or A_X")
     power = float(np.nanmedian(spread.at(emulator.wave)))
-    return {name: find_lines(emulator, name, resolution=power if np.isfinite(power) else None) if mask is None else mask.to_frame(emulator.frame).within(emulator.wave)
-            for name, mask in wanted.items()}
+    found = lambda name: find_lines(emulator, name, resolution=power if np.isfinite(power) else None)  # noqa: E731
+    return {name: found(name) if mask is None else mask.to_frame(emulator.frame).within(emulator.wave) for name, mask in wanted.items()}
 
-# %% ../nbs/05c_abundances.ipynb #0126560a
+# %% ../nbs/05c_abundances.ipynb #62824052
 def _fit_element(stars: _Stars, model: ObservedEmulator | None, columns: np.ndarray, labels: np.ndarray, spectra: Spectra, mask: LineMask, column: int,
                  bounds: tuple[float, float], ok: np.ndarray, order: int | None, use_emulator_error: bool, detection: float, poor_chi2: float, chunk: int, bar: Any) -> dict[str, np.ndarray]:
     "Fit one element in all stars that can be fitted; arrays (n_spec,) by name, NaN and a flag for the others."
@@ -338,7 +338,8 @@ def _fit_element(stars: _Stars, model: ObservedEmulator | None, columns: np.ndar
     with torch.no_grad():
         for rows in np.array_split(np.flatnonzero(ok), max(1, -(-int(ok.sum()) // chunk))):
             view, inside, width = _look(stars, labels, spectra, mask, columns, model, pixels, rows, order, use_emulator_error)
-            part = _solve_element(view, column, bounds, others, torch.as_tensor(stars.covariance[np.ix_(rows, kept, kept)]), inside, width, detection, poor_chi2)
+            covariance = torch.as_tensor(stars.covariance[np.ix_(rows, kept, kept)])
+            part = _solve_element(view, column, bounds, others, covariance, inside, width, detection, poor_chi2)
             for name, values in part.items(): found[name][rows] = values
             bar.update(len(rows))
     unseen = found["_n_lines"] == 0
@@ -347,13 +348,14 @@ def _fit_element(stars: _Stars, model: ObservedEmulator | None, columns: np.ndar
     for name in ("", "_err", "_err_noise", "_upper_limit", "_line_scatter", "_chi2"): found[name][unseen] = np.nan
     return found
 
-# %% ../nbs/05c_abundances.ipynb #63dce542
+# %% ../nbs/05c_abundances.ipynb #517bd27a
 def _abundance_table(spectra: Spectra, stars: _Stars, found: dict[str, dict[str, np.ndarray]], ok: np.ndarray) -> Any:
     "Make the table of stage 2."
     from astropy import units as u
     from astropy.table import QTable
 
-    table, unit = QTable({"id": np.asarray(spectra.ids, dtype=str)}), {"": u.dex, "_err": u.dex, "_err_noise": u.dex, "_upper_limit": u.dex, "_line_scatter": u.dex, "_ew_slope": u.Unit("mAngstrom / dex")}
+    table = QTable({"id": np.asarray(spectra.ids, dtype=str)})
+    unit = dict.fromkeys(("", "_err", "_err_noise", "_upper_limit", "_line_scatter"), u.dex) | {"_ew_slope": u.Unit("mAngstrom / dex")}
     flags = np.where(ok, stars.flags, stars.flags | FitFlag.BAD_INPUT.value)
     for name, columns in found.items():
         flags = flags | columns["_flags"]

@@ -18,7 +18,7 @@ from .resample import broaden, windows
 
 # %% auto #0
 __all__ = ['LineMask', 'covered', 'width_growth', 'widened', 'mask_to_frame', 'lines_within', 'join_masks', 'read_line_mask',
-           'write_line_mask', 'element_responses', 'like_the_sun', 'find_lines', 'identify_lines']
+           'write_line_mask', 'like_the_sun', 'element_responses', 'find_lines', 'identify_lines']
 
 # %% ../nbs/04b_line_masks.ipynb #75310c43
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def covered(
     first, last = (np.sort(edge) for edge in mask.edges(float(growth)))
     return np.searchsorted(first, rest_wave, side="right") > np.searchsorted(last, rest_wave, side="left")
 
-# %% ../nbs/04b_line_masks.ipynb #291b0c87
+# %% ../nbs/04b_line_masks.ipynb #1047664f
 def width_growth(
     broadening: float | np.ndarray, # vsini + vmac, km/s
 ) -> float | np.ndarray:            # factor on the half-widths
@@ -118,7 +118,7 @@ def width_growth(
     if not (broadening >= 0).all(): raise SpectraError(f"broadening must be 0 or positive, km/s; the smallest is {np.min(broadening)}")
     return 2 * (5.7e-5 * broadening**2 + 0.014481 * broadening + 0.472108)
 
-
+# %% ../nbs/04b_line_masks.ipynb #aab4ee57
 def widened(
     mask: LineMask,                   # windows for sharp lines
     vsini: float = 0.,                # projected rotation velocity, km/s
@@ -131,7 +131,7 @@ def widened(
     least = mask.centre / resolution if resolution else 0.
     return replace(mask, left=np.maximum(growth * mask.left, least), right=np.maximum(growth * mask.right, least))
 
-# %% ../nbs/04b_line_masks.ipynb #de1e8e44
+# %% ../nbs/04b_line_masks.ipynb #8666a0c1
 def mask_to_frame(
     mask: LineMask, # windows
     frame: str,     # 'air' or 'vacuum'
@@ -143,7 +143,7 @@ def mask_to_frame(
     centre, (first, last) = convert(mask.centre), (convert(edge) for edge in mask.edges())
     return replace(mask, centre=centre, left=centre - first, right=last - centre, frame=frame)
 
-
+# %% ../nbs/04b_line_masks.ipynb #d205d529
 def lines_within(
     mask: LineMask,    # windows
     wave: np.ndarray,  # (n_pix,) increasing wavelengths, possibly with gaps, in the medium of the mask, Å
@@ -236,7 +236,18 @@ def write_line_mask(
     else: lines = [f"{c:.4f} {first:.4f} {last:.4f}" + f" ; {name}" * bool(name) for c, first, last, name in zip(mask.centre, *mask.edges(), names)]
     with atomic_write(path) as temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-# %% ../nbs/04b_line_masks.ipynb #7662ecce
+# %% ../nbs/04b_line_masks.ipynb #eabcdf98
+def like_the_sun(
+    emulator: Any,       # an `Emulator`
+) -> dict[str, float]:   # all its labels
+    "Labels of the Sun where the emulator was trained for them, else the nearest it was trained for."
+    known = dict(teff=5777., logg=4.44, vmic=1.)
+    bounds = np.nan_to_num(np.asarray(emulator.label_bounds), posinf=1e30, neginf=-1e30)
+    own = {emulator.label_names[k] for k in abundance_columns(emulator.label_names)} | {"feh"}
+    return {name: float(np.clip(known.get(name, 0. if name in own and not name.startswith("A_") else (low + high) / 2), low, high))
+            for name, (low, high) in zip(emulator.label_names, bounds.T)}
+
+# %% ../nbs/04b_line_masks.ipynb #e61b3edd
 def element_responses(
     emulator: Any,                      # an `Emulator`
     star: Mapping[str, float] | None = None, # labels of the star; None for the Sun, as near as the emulator has it
@@ -254,17 +265,6 @@ def element_responses(
     if "feh" in names: responses["feh"] = slopes[names.index("feh")] - sum(responses[name] for name in ratios)
     if not responses: raise SpectraError(f"the emulator has no label of an element; it has {', '.join(names)}")
     return responses
-
-
-def like_the_sun(
-    emulator: Any,       # an `Emulator`
-) -> dict[str, float]:   # all its labels
-    "Labels of the Sun where the emulator was trained for them, else the nearest it was trained for."
-    known = dict(teff=5777., logg=4.44, vmic=1.)
-    bounds = np.nan_to_num(np.asarray(emulator.label_bounds), posinf=1e30, neginf=-1e30)
-    own = {emulator.label_names[k] for k in abundance_columns(emulator.label_names)} | {"feh"}
-    return {name: float(np.clip(known.get(name, 0. if name in own and not name.startswith("A_") else (low + high) / 2), low, high))
-            for name, (low, high) in zip(emulator.label_names, bounds.T)}
 
 # %% ../nbs/04b_line_masks.ipynb #1af10d17
 def find_lines(
