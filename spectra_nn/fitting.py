@@ -21,10 +21,10 @@ from .observe import (BroadenedEmulator, Continuum, LineSpread, ObservedEmulator
                                 sample_spline)
 
 # %% auto #0
-__all__ = ['with_broadening', 'FitProblem', 'prepare', 'fit_problem', 'fit', 'FitFlag', 'FitResult']
+__all__ = ['with_broadening', 'FitProblem', 'prepare', 'fit_problem', 'fit', 'FitFlag', 'FitResult', 'LineMask']
 
-# %% ../nbs/05_fitting.ipynb #9cd7d91e
-_all_ = ["FitFlag", "FitResult"]
+# %% ../nbs/05_fitting.ipynb #c8f6de62
+_all_ = ["FitFlag", "FitResult", "LineMask"]
 
 # %% ../nbs/05_fitting.ipynb #256a5750
 @dataclass(frozen=True)
@@ -951,7 +951,7 @@ def _problem_at(entry: _Entry, parameters: Any) -> FitProblem:
     good[use, entry.pixels] = (data.ivar > 0).cpu().numpy()
     return FitProblem(names, lower, upper, entry.flags, good, entry.spectra, entry.context, entry, data, weight, place)
 
-# %% ../nbs/05_fitting.ipynb #3551cbd8
+# %% ../nbs/05_fitting.ipynb #7e42cd9f
 def prepare(
     emulator: Any,                         # an `Emulator`
     spectra: Any,                          # `Spectra`, or an object like those of specutils
@@ -967,10 +967,11 @@ def prepare(
     continuum: Continuum | int | None = 2, # multiplicative polynomial
     windows: Sequence | None = None,       # (from, to) pairs, observed Å in the medium of the spectra
     use_emulator_error: bool = True,       # add the emulator's own error to the noise
+    systematic: float = 0.,                # floor of the flux errors, a part of the flux
     robust: bool = False,                  # give less weight to lines that the model cannot reproduce
 ) -> FitProblem:                           # χ² with derivatives, of each spectrum
     "Prepare what `fit` would minimise, without fitting."
-    return _problem_at(_enter(emulator, spectra, instrument, resolution, integrate, free, fixed, priors, velocity, continuum, windows, use_emulator_error, robust), parameters)
+    return _problem_at(_enter(emulator, spectra, instrument, resolution, integrate, free, fixed, priors, velocity, continuum, windows, use_emulator_error, robust, systematic=systematic), parameters)
 
 # %% ../nbs/05_fitting.ipynb #7ffbfba9
 def fit_problem(
@@ -1029,3 +1030,13 @@ def fit(
     everything = _everyone(fitted, use, entry.pixels, entry.good.shape, entry.flags, len(context["emulator"].label_names), len(entry.names), entry.n_term)
     table = result_table(context["emulator"], entry.spectra.ids, everything, entry.names)
     return FitResult(table, everything["covariance"], entry.names, entry.spectra, everything["good"], everything["level"], context)
+
+# %% ../nbs/05_fitting.ipynb #e13b7268
+def __getattr__(name: str) -> Any:
+    "Find what is built on fits; it is loaded when first asked for."
+    higher = {"fit_abundances": "abundances", "sample_posterior": "posterior"}
+    if name in higher:
+        import importlib
+
+        return getattr(importlib.import_module(f"spectra_nn.{higher[name]}"), name)
+    raise AttributeError(f"module 'spectra_nn.fitting' has no attribute {name!r}")

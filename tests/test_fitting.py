@@ -456,3 +456,10 @@ def test_the_sun():
     row = fit(Emulator.load(asset("hr10_turbospectrum.safetensors")), sun, resolution=19_800, robust=True, progress=False).table[0]
     assert abs(row["teff"].value - 5777) < 120 and abs(row["logg"].value - 4.44) < 0.2 and abs(row["feh"].value) < 0.15
     assert row["flags"] & FitFlag.POOR_CHI2  # and it says that the model is not the Sun
+
+
+def test_what_is_built_on_fits_is_found_here():
+    import spectra_nn.fitting as fitting
+
+    assert fitting.fit_abundances.__module__ == "spectra_nn.abundances" and fitting.sample_posterior.__module__ == "spectra_nn.posterior"
+    assert fitting.LineMask is LineMask and not hasattr(fitting, "fit_nothing")
