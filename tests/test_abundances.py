@@ -8,7 +8,6 @@ from spectra_nn.abundances import fit_abundances, fit_two_stages, vmic_relation
 from spectra_nn.core import Spectra, SpectraError, asset
 from spectra_nn.emulator import Emulator
 from spectra_nn.fit_results import FitFlag
-from spectra_nn.fitting import fit
 from spectra_nn.line_masks import LineMask, find_lines
 from spectra_nn.observe import LineSpread, Observer
 

@@ -131,3 +131,9 @@ def test_names_of_lines_follow_the_star(emulator):
     sun, poor = identify_lines(emulator), identify_lines(emulator, like_the_sun(emulator) | {"feh": -2.0})
     assert set(poor["wave"].value) < set(sun["wave"].value)
     assert len(identify_lines(BroadenedEmulator(emulator, ("vsini",)))) == len(sun)
+
+
+def test_lines_of_coarse_spectra_are_at_least_some_pixels_wide():
+    coarse = Emulator.load(asset("miles_stars.safetensors"))
+    mask = find_lines(coarse, "feh", resolution=None)
+    assert len(mask) > 10 and (mask.covers(coarse.wave).sum() >= 2 * len(mask)) and len(identify_lines(coarse)) == 0
