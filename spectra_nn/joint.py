@@ -279,7 +279,7 @@ def _flags(joint: _Joint, fitted: LeastSquares, covariance: np.ndarray, labels: 
     few = (usable == FitFlag.FEW_PIXELS.value).any(0)
     return np.where(nothing, np.where(few, FitFlag.FEW_PIXELS.value, FitFlag.BAD_INPUT.value), flags)
 
-# %% ../nbs/05a_joint.ipynb #65647846
+# %% ../nbs/05a_joint.ipynb #43dc615d
 def fit_joint(
     emulator: Any,                              # an `Emulator` for all arms, or a list with one for each, of the same labels
     spectra: Sequence[Any],                     # spectra of each arm or visit; rows of one star have the same id
@@ -295,6 +295,7 @@ def fit_joint(
     fixed: dict | None = None,                  # {label: value or (n_star,) values}, stars in the order of `match_rows`
     priors: dict | None = None,                 # {label: (mean, sigma)}
     use_emulator_error: bool = True,            # add the emulator's own error to the noise
+    systematic: float = 0.,                     # floor of the errors, a part of the flux, as for `fit`
     poor_chi2: float = 3.,                      # chi2 per degree of freedom from which a fit is flagged
     progress: bool = True,                      # show bars
 ) -> JointResult:                               # one row a star
@@ -308,7 +309,7 @@ def fit_joint(
     if windows is not None and len(windows) != n_arm: raise SpectraError(f"windows for {len(windows)} of {n_arm} arms; give a list with pairs or None for each")
     own = dict(instrument=_each(instruments, n_arm, "instruments"), resolution=_each(resolution, n_arm, "resolution"), integrate=_each(integrate, n_arm, "integrate"),
                continuum=_each(continuum, n_arm, "continuum"), windows=windows or [None] * n_arm)
-    own = [{name: value[a] for name, value in own.items()} | dict(free=free, fixed=_of_arm(fixed, place[a], len(arms[a])), use_emulator_error=use_emulator_error,
+    own = [{name: value[a] for name, value in own.items()} | dict(free=free, fixed=_of_arm(fixed, place[a], len(arms[a])), use_emulator_error=use_emulator_error, systematic=systematic,
            velocity=velocity_range if isinstance(velocity, str) else _of_arm({"velocity": velocity}, place[a], len(arms[a]))["velocity"]) for a in range(n_arm)]
     alone = [fit(emulators[a], arms[a], priors=priors, poor_chi2=poor_chi2, progress=progress, **own[a]) for a in range(n_arm)]
     labels = tuple(name for name in alone[0].parameter_names if name != "velocity")
@@ -318,6 +319,7 @@ def fit_joint(
     middle = np.r_[[bounds[:, list(alone[0].setup["emulator"].label_names).index(name)].mean() for name in labels], np.zeros(len(speeds))]
     problems = tuple(prepare(emulators[a], arms[a], np.tile(middle[columns[a]], (len(arms[a]), 1)), **own[a]) for a in range(n_arm))
     joint = _Joint(problems, place, labels + speeds, np.stack(columns))
+    if any(np.ndim(value) for pair in (priors or {}).values() for value in pair): raise SpectraError("a joint fit takes priors of one mean and one sigma for all stars")
     mean = {name: priors[name] if name in (priors or {}) else (0., np.inf) for name in labels}
     prior = None if not priors else GaussianPrior(*(torch.tensor([*values, *[0.] * len(speeds)], dtype=torch.float64) for values in ([m for m, _ in mean.values()], [s**-2. for _, s in mean.values()])))
     fitted, settled = _best_fit(joint, _starts(alone, joint, middle), prior, poor_chi2)
