@@ -8,7 +8,7 @@ __all__ = ['label_array', 'EmulatorInfo', 'SpectrumNetwork', 'Emulator', 'Domain
            'recipe_named', 'accuracy', 'grid_digest', 'train_emulator', 'calibrate', 'measure_left_out', 'draw_labels',
            'distil']
 
-# %% ../nbs/03_emulator.ipynb #28489e1a
+# %% ../nbs/03_emulator.ipynb #1d3819e0
 import copy
 import datetime
 import hashlib
@@ -26,7 +26,7 @@ from torch import nn
 
 from .core import SpectraError, atomic_write, nearest_name, read_npz
 from .data_prep import SpectralGrid
-from .networks import (DenseNetwork, KernelNetwork, LabelFeatures, abundance_columns, fit_basis, label_features,
+from .networks import (DenseNetwork, KernelNetwork, LabelFeatures, abundance_columns, fast_linear, fit_basis, label_features,
                                  leave_one_out_loss, solve_kernel)
 from .reliability import DomainCheck, ErrorModel, TrainingDomain, fit_domain, fit_error_model, scale_to_labels
 from .training import History, TrainConfig, train
@@ -96,7 +96,7 @@ class EmulatorInfo:
             if value not in known:
                 raise SpectraError(f"{name} is {value!r}; expected one of {known}")
 
-# %% ../nbs/03_emulator.ipynb #7e2bed5d
+# %% ../nbs/03_emulator.ipynb #55944d0e
 class SpectrumNetwork(nn.Module):
     """Labels → flux, as act(hidden(labels) @ weight.T + bias).
 
@@ -131,7 +131,7 @@ class SpectrumNetwork(nn.Module):
 
     def last_layer(self, hidden: torch.Tensor, pixels=slice(None), out: torch.Tensor | None = None) -> torch.Tensor:
         "(n, n_pix) flux for `hidden` (n, k), at some or all pixels; written to `out` if given."
-        flux = torch.addmm(self.bias[pixels], hidden, self.weight[pixels].T, out=out)
+        flux = fast_linear(hidden, self.weight[pixels], self.bias[pixels], out)
         return torch.sigmoid(flux, out=out) if self.output_activation == "sigmoid" else flux
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:

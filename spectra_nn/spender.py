@@ -7,7 +7,7 @@ __all__ = ['SpeculatorActivation', 'MLP', 'InstrumentGrid', 'SpectrumEncoder', '
            'SpectrumAutoencoder', 'amplitude', 'fidelity_loss', 'pair_distances', 'SpenderLoss', 'similarity_loss',
            'annealed_slope', 'consistency_loss', 'spender_losses']
 
-# %% ../nbs/07_spender.ipynb #6e9ba393
+# %% ../nbs/07_spender.ipynb #7215e2b7
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import SpectraError
+from .networks import fast_linear
 
 # %% ../nbs/07_spender.ipynb #b2e6c88f
 class SpeculatorActivation(nn.Module):
@@ -393,22 +394,14 @@ def _smear(y: Tensor, grid: InstrumentGrid) -> Tensor:
     weight = grid.lsf.weight.to(y)
     return F.conv1d(y[:, None], weight / weight.sum(), padding="same")[:, 0]
 
-# %% ../nbs/07_spender.ipynb #fadc7544
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    "Multiply (n, n_in) by weights (n_out, n_in) and add the bias; through oneDNN on a processor, when nobody differentiates."
-    plain = torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or len(x) < 16
-    if plain or not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
+# %% ../nbs/07_spender.ipynb #ba3ae977
 def _decode_between(decoder: SpectrumDecoder, s: Tensor, first: int, stop: int) -> tuple[Tensor, int]:
     "Decode restframe pixels `first` to `stop`, or all if the last activation cannot be cut; and say where they begin."
     *parts, linear, act, _ = decoder.mlp
-    for part in parts: s = _linear(s, part.weight, part.bias) if isinstance(part, nn.Linear) else part(s)
+    for part in parts: s = fast_linear(s, part.weight, part.bias) if isinstance(part, nn.Linear) else part(s)
     cuttable = isinstance(act, (SpeculatorActivation, nn.LeakyReLU, nn.ReLU, nn.Identity, nn.SiLU))
     rows = slice(first, stop) if cuttable else slice(None)
-    x = _linear(s, linear.weight[rows], linear.bias[rows])
+    x = fast_linear(s, linear.weight[rows], linear.bias[rows])
     if isinstance(act, SpeculatorActivation): x = _speculate(x, act.beta[rows], act.gamma[rows], act.plus_one)
     else: x = F.leaky_relu_(x, act.negative_slope) if isinstance(act, nn.LeakyReLU) else act(x)
     return x, first if cuttable else 0
