@@ -25,7 +25,7 @@ from .report import Chapter, Table, figure_png, write_report
 from .validation import label_title
 
 # %% auto #0
-__all__ = ['FitFlag', 'result_table', 'FitResult', 'line_names', 'draw_fit', 'fit_title']
+__all__ = ['FitFlag', 'result_table', 'FitResult', 'line_names', 'draw_fit', 'fit_title', 'write_table']
 
 # %% ../nbs/04a_fit_results.ipynb #c3d5bdbc
 class FitFlag(IntFlag):
@@ -319,21 +319,30 @@ def _settings(result: FitResult) -> dict[str, str]:
     plain = {name: value for name, value in setup.get("options", {}).items() if name in _SAID and not hasattr(value, "shape")}
     return known | ({"SETTINGS": json.dumps(plain, default=str)} if plain else {})
 
-# %% ../nbs/04a_fit_results.ipynb #bd4e0558
-def _write(result: FitResult, path: str | os.PathLike) -> None:
-    "Write a result with its covariances and what made it."
+# %% ../nbs/04a_fit_results.ipynb #25d345fd
+def write_table(
+    table: Any,              # an astropy table
+    path: str | os.PathLike, # .fits, .ecsv or .parquet
+) -> None:
+    "Write a table, completely or not at all; what FITS headers and texts cannot hold is put in a form that they can."
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in _FORMATS: raise SpectraError(f"results are written as .fits, .ecsv or .parquet; got {str(path)!r}")
     if suffix == ".parquet": _pyarrow("writing")
-    table = result.table.copy(copy_data=False)
-    table["covariance"] = result.covariance if len(result) else np.zeros(0)  # ECSV does not read an empty column of matrices
-    table.meta = dict(table.meta) | _settings(result) | dict(PARAMS=",".join(result.parameter_names), DATE=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    table = table.copy(copy_data=False)
     if _FORMATS[suffix] == "fits":  # whose header is ASCII; texts in its columns are bytes
         table.meta = {name: " ".join(str(value).encode("ascii", "replace").decode().split()) for name, value in table.meta.items()}
         for name in [name for name in table.colnames if table[name].dtype.kind == "U"]: table[name] = np.char.encode(table[name], "utf-8")
     with atomic_write(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The unit 'dex' could not be saved in native FITS")  # astropy itself reads it back
         table.write(temporary, format=_FORMATS[suffix], overwrite=True)
+
+
+def _write(result: FitResult, path: str | os.PathLike) -> None:
+    "Write a result with its covariances and what made it."
+    table = result.table.copy(copy_data=False)
+    table["covariance"] = result.covariance if len(result) else np.zeros(0)  # ECSV does not read an empty column of matrices
+    table.meta = dict(table.meta) | _settings(result) | dict(PARAMS=",".join(result.parameter_names), DATE=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    write_table(table, path)
 
 
 def _pyarrow(doing: str) -> Any:
