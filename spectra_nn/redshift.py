@@ -610,7 +610,7 @@ class RedshiftResult:
         "Say how many redshifts were found, how precise, and how often each flag was raised."
         return _summary(self)
 
-# %% ../nbs/08_redshift.ipynb #0b5ec20e
+# %% ../nbs/08_redshift.ipynb #6c94a76b
 def _result(settings: _Settings, spectra: Spectra, rows: np.ndarray, parts: list[dict[str, np.ndarray]]) -> RedshiftResult:
     "Put chunks together, in the order of the spectra."
     from astropy.table import QTable
@@ -631,9 +631,11 @@ def _result(settings: _Settings, spectra: Spectra, rows: np.ndarray, parts: list
         least, names = margins.min(1), np.array([*settings.templates])
         table["class"] = np.where(table["flags"] & RedshiftFlag.BAD_INPUT.value, "", np.where(least < 0, names[margins.argmin(1)], "GALAXY"))
         table["class_margin"] = np.where(np.isfinite(least), least, np.nan)
+    for name, form in dict(z=".6f", z_err=".6f", chi2=".1f", delta_chi2=".1f", second_z=".5f", second_delta_chi2=".1f").items():
+        if name in table.colnames: table[name].info.format = form
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in RedshiftFlag}, ZMIN=float(np.expm1(settings.log_z[0])), ZMAX=float(np.expm1(settings.log_z[-1])))
     return RedshiftResult(table, np.expm1(settings.log_z), take("curve"), take("coefficients"), spectra,
-                          dict(basis=settings.basis, instrument=settings.instrument, scale=take("scale"), inflation=take("inflation"), templates=settings.templates))
+                          dict(basis=settings.basis, instrument=settings.instrument, scale=take("scale"), inflation=take("inflation"), cost=settings.cost.cpu().numpy()))
 
 # %% ../nbs/08_redshift.ipynb #0473bb51
 def _as_fit_result(result: RedshiftResult) -> FitResult:
@@ -651,18 +653,19 @@ def _summary(result: RedshiftResult) -> str:
     z, error, reduced = table["z"][found], (table["z_err"] / (1 + table["z"]))[found] * SPEED_OF_LIGHT, (table["chi2"] / np.maximum(table["dof"], 1))[found]
     return "\n".join([*lines, f"redshifts {np.min(z):.4f} to {np.max(z):.4f}, median error {np.nanmedian(error):.1f} km/s, median χ²/dof {np.nanmedian(reduced):.2f}"])
 
-# %% ../nbs/08_redshift.ipynb #f37c01b8
+# %% ../nbs/08_redshift.ipynb #1e0c7f61
 def _probability(result: RedshiftResult, parts: int = 9) -> np.ndarray:
-    "Integrate exp(-Δχ²/2) over the cells of the grid, χ² a parabola in each."
-    curves = result.curves
-    if curves is None or (len(curves) and not curves.shape[1]): raise SpectraError("the curves of χ² were not kept; ask for them with keep_curves=True")
-    curves = curves / result.setup["inflation"][:, None]
-    around = np.pad(curves.astype(np.float64), ((0, 0), (1, 1)), mode="edge")
+    "Integrate exp(-Δχ²/2) over the cells of the grid, χ² a parabola in each, times the prior."
+    if result.curves is None or (len(result.curves) and not result.curves.shape[1]): raise SpectraError("the curves of χ² were not kept; ask for them with keep_curves=True")
+    cost = result.setup["cost"]
+    curves = (result.curves - cost) / result.setup["inflation"][:, None]
+    around = np.pad(curves, ((0, 0), (1, 1)), mode="edge")
     slope, bend = (around[:, 2:] - around[:, :-2]) / 2, around[:, 2:] - 2 * around[:, 1:-1] + around[:, :-2]
-    mass = np.zeros(curves.shape)
-    lowest = np.min(curves - np.where(bend > 0, np.minimum(slope**2, bend**2 / 4) / (2 * np.maximum(bend, 1e-12)), 0), axis=1, keepdims=True)
-    for t in (np.arange(parts) + 0.5) / parts - 0.5: mass += np.exp(-0.5 * (curves + slope * t + bend * t**2 / 2 - lowest).clip(0, 1400))
-    with np.errstate(invalid="ignore"): return mass / mass.sum(1, keepdims=True)
+    inside = lambda t: curves + slope * t + bend * t**2 / 2 + cost  # noqa: E731
+    places = (np.arange(parts) + 0.5) / parts - 0.5
+    lowest = np.min([inside(t).min(1) for t in places], axis=0)[:, None] if len(curves) else curves
+    mass = sum(np.exp(-0.5 * (inside(t) - lowest)) for t in places)
+    return mass / mass.sum(1, keepdims=True)
 
 # %% ../nbs/08_redshift.ipynb #d6c65d7c
 def _model_flux(result: RedshiftResult, row: int) -> np.ndarray:
