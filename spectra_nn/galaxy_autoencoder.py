@@ -329,8 +329,8 @@ def _with_error(model: GalaxyAutoencoder, encoding: Encoding, row: int, design: 
     slopes = design @ (slopes[0] @ torch.linalg.cholesky(encoding.covariance[row])).to(design)
     return design @ coefficients[0].to(design), slopes.square().sum(1).sqrt()
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #b62fb0c2
-_FORMAT = "spectra_nn galaxy autoencoder 1"
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #9fa175dc
+_FORMAT = "spectra_nn galaxy autoencoder"
 
 
 def save_galaxy_model(
@@ -340,7 +340,7 @@ def save_galaxy_model(
 ) -> None:
     "Write a model to one file, atomically."
     config = dict(n_latent=model.n_latent, widths=model.widths, resolution=None if model.basis.resolution is None else float(model.basis.resolution))
-    header = {"format": _FORMAT, "config": json.dumps(config), "description": json.dumps(description)}
+    header = {"spectra_nn": json.dumps(dict(format=_FORMAT, version=1, config=config, description=description))}
     with atomic_write(path) as temporary:
         save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, temporary, metadata=header)
 
@@ -351,12 +351,13 @@ def load_galaxy_model(
     "Read a model; raise `SpectraError` for a file of something else."
     try:
         with safe_open(str(path), framework="pt") as file:
-            header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            header, tensors = json.loads((file.metadata() or {}).get("spectra_nn", "{}")), {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError: raise SpectraError(f"{path}: there is no such file") from None
-    except (SafetensorError, OSError) as error: raise SpectraError(f"{path} is no readable safetensors file ({error}). Was the download cut short?") from None
+    except (SafetensorError, OSError, ValueError) as error: raise SpectraError(f"{path} is no readable safetensors file ({error}). Was the download cut short?") from None
     if header.get("format") != _FORMAT:
-        raise SpectraError(f"{path} holds {header.get('format') or 'tensors'}, not a galaxy autoencoder of this package. Published spender models load with `spender.load_checkpoint`.")
-    config = json.loads(header["config"])
+        raise SpectraError(f"{path} holds {header.get('format') or 'tensors of another program'}, not a galaxy autoencoder of this package. Published spender models load with `spender.load_checkpoint`.")
+    if header.get("version") != 1: raise SpectraError(f"{path} is of version {header.get('version')}; this package reads version 1. Was it made by a newer spectra_nn?")
+    config = header["config"]
     missing = {"basis.rest_wave", "basis.basis", "mean", "axes", "direction"} - set(tensors)
     if missing: raise SpectraError(f"{path} lacks {', '.join(sorted(missing))}")
     basis = RestBasis(tensors["basis.rest_wave"].numpy(), tensors["basis.basis"], config["resolution"])
@@ -364,4 +365,4 @@ def load_galaxy_model(
     try: model.load_state_dict(tensors)
     except RuntimeError as error: raise SpectraError(f"{path} does not fit its own description: {error}") from None
     if not all(torch.isfinite(value).all() for value in tensors.values()): raise SpectraError(f"{path} holds numbers that are not finite; it is damaged or its training diverged")
-    return model.requires_grad_(False), json.loads(header.get("description", "{}"))
+    return model.requires_grad_(False), header.get("description", {})

@@ -637,14 +637,40 @@ def _autoencoder_outputs(pair: tuple[Any, Any], inputs: dict) -> dict:
         latents = model.encode(spec)
         return {"latents": latents.numpy(), "reconstruction": model(spec, s=latents, z=z).numpy()}
 
-# %% ../nbs/10_hub.ipynb #5866795c
-_SPENDER = "spectra_nn.spender_files"
+# %% ../nbs/10_hub.ipynb #8ed6c6e5
+def _load_galaxies(path: Path) -> Any:
+    return import_module("spectra_nn.galaxy_autoencoder").load_galaxy_model(path)[0]
+
+
+def _galaxy_facts(model: Any) -> dict:
+    "Return what a galaxy autoencoder says of itself in the words of a `HubEntry`."
+    wave = model.basis.rest_wave
+    notes = (f"{len(model.basis)} basis spectra, resolving power {model.basis.resolution:g}.",) if model.basis.resolution else (f"{len(model.basis)} basis spectra.",)
+    return dict(task="galaxy autoencoder", latents=model.n_latent, wave=(float(wave[0]), float(wave[-1])), frame="vacuum", notes=notes,
+                parameters=sum(value.numel() for value in model.state_dict().values()))
+
+
+def _galaxy_inputs(model: Any) -> dict:
+    "Return the average galaxy and one step along each latent."
+    return {"latents": np.vstack([np.zeros((1, model.n_latent)), np.eye(model.n_latent)])}
+
+
+def _galaxy_outputs(model: Any, inputs: dict) -> dict:
+    "Return the restframe spectra of these latents."
+    import torch
+
+    with torch.inference_mode(): return {"flux": (model(torch.as_tensor(inputs["latents"])) @ model.basis.basis.double()).float().numpy()}
+
+# %% ../nbs/10_hub.ipynb #70848c28
+_SPENDER, _GALAXIES = "spectra_nn.spender_files", "spectra_nn.galaxy_autoencoder"
 
 _MODELS = {  # what the header of a .safetensors file may say
     "spectra_nn emulator": _ModelClass(_load_emulator, lambda emulator, path: emulator.save(path), _emulator_facts, _emulator_inputs, _emulator_outputs),
     "spectra_nn spender": _ModelClass(lambda path: _with_instrument(import_module(_SPENDER).load_autoencoder(path)),
                                           lambda pair, path: import_module(_SPENDER).save_autoencoder(pair[1], path),
                                           _autoencoder_facts, _autoencoder_inputs, _autoencoder_outputs),
+    "spectra_nn galaxy autoencoder": _ModelClass(_load_galaxies, lambda model, path: import_module(_GALAXIES).save_galaxy_model(model, path),
+                                                 _galaxy_facts, _galaxy_inputs, _galaxy_outputs),
 }
 
 
@@ -659,10 +685,10 @@ def _load_weights(path: Path) -> Any:
 def _class_of(model: Any) -> str:
     "Return the key of `_MODELS` for a model in memory, alone or with its instrument."
     bare = model[1] if isinstance(model, tuple) and len(model) == 2 else model
-    named = {"Emulator": "spectra_nn emulator", "BaseAutoencoder": "spectra_nn spender"}
+    named = {"Emulator": "spectra_nn emulator", "BaseAutoencoder": "spectra_nn spender", "GalaxyAutoencoder": "spectra_nn galaxy autoencoder"}
     found = next((named[parent.__name__] for parent in type(bare).__mro__ if parent.__name__ in named), None)
     if found is None:
-        raise SpectraError(f"a {type(bare).__name__} cannot be published; expected an Emulator or a SpectrumAutoencoder.")
+        raise SpectraError(f"a {type(bare).__name__} cannot be published; expected an Emulator, a GalaxyAutoencoder or a SpectrumAutoencoder.")
     return found
 
 # %% ../nbs/10_hub.ipynb #1c362bb1
