@@ -70,7 +70,7 @@ def _reading(kind: Any) -> dict:
         return _reading(options[0])
     return dict(type=kind, metavar=_WORDS[kind])
 
-# %% ../nbs/11b_command_words.ipynb #10ea0abf
+# %% ../nbs/11b_command_words.ipynb #3a2f168e
 class CommandParser(argparse.ArgumentParser):
     "A parser that ends with status 2 and says which option may have been meant."
 
@@ -93,7 +93,8 @@ def command_parser(verb: Callable) -> argparse.ArgumentParser:
         if kinds[name] is bool:
             parser.add_argument(option, action="store_true", help=help)
         elif told.kind.name != "KEYWORD_ONLY":
-            parser.add_argument(name, help=help, **_reading(kinds[name]) | dict(metavar=name.upper()))
+            optional = {} if default is inspect.Parameter.empty else dict(nargs="*")
+            parser.add_argument(name, help=help, **_reading(kinds[name]) | dict(metavar=name.upper()) | optional)
         elif default is inspect.Parameter.empty:
             parser.add_argument(option, required=True, help=f"{help} (required)", **_reading(kinds[name]))
         else:

@@ -24,14 +24,15 @@ def ordinary(path):
         return redshifted(spectra, mocks["z"][kept], SDSS)
 
 
-parts = [ordinary(path) for path in sys.argv[1:]]
-test, training = parts[-1], parts[:-1]
-model, _ = train_spender(training, GalaxyRecipe(n_latent=8))
-found = encode(model, test)
-reached = float((found.chi2 / found.n_valid).mean())
-save_galaxy_model(
-    model, HERE / "sdss_mock.safetensors",
-    instrument="SDSS", training=f"{sum(map(len, training))} mock galaxies of SDSS, z < 0.5 (BC03-MILES populations, Cloudy emission; seeds {', '.join(Path(p).stem for p in sys.argv[1:-1])})",
-    chi2_per_pixel_held_out=round(reached, 4), held_out=f"{len(test)} galaxies of {Path(sys.argv[-1]).stem}", torch=torch.__version__,
-)
-print(f"sdss_mock.safetensors: {(HERE / 'sdss_mock.safetensors').stat().st_size / 1e6:.1f} MB, χ² per pixel held out {reached:.4f}")
+if __name__ == "__main__":
+    parts = [ordinary(path) for path in sys.argv[1:]]
+    test, training = parts[-1], parts[:-1]
+    model, _ = train_spender(training, GalaxyRecipe(n_latent=8))
+    found = encode(model, test)
+    reached = float((found.chi2 / found.n_valid).mean())
+    save_galaxy_model(
+        model, HERE / "sdss_mock.safetensors",
+        instrument="SDSS", training=f"{sum(map(len, training))} mock galaxies of SDSS, z < 0.5 (BC03-MILES populations, Cloudy emission; seeds {', '.join(Path(p).stem for p in sys.argv[1:-1])})",
+        chi2_per_pixel_held_out=round(reached, 4), held_out=f"{len(test)} galaxies of {Path(sys.argv[-1]).stem}", torch=torch.__version__,
+    )
+    print(f"sdss_mock.safetensors: {(HERE / 'sdss_mock.safetensors').stat().st_size / 1e6:.1f} MB, χ² per pixel held out {reached:.4f}")
