@@ -16,7 +16,7 @@ from typing import Any
 from .core import atomic_write
 
 # %% auto #0
-__all__ = ['Table', 'Chapter', 'write_report', 'figure_png']
+__all__ = ['Table', 'Chapter', 'write_report', 'figure_png', 'Run']
 
 # %% ../nbs/00g_report.ipynb #5fe34058
 @dataclass(frozen=True)
@@ -142,3 +142,29 @@ def figure_png(
         figure.savefig(stream, format="png", dpi=dpi)
         plt.close(figure)
         return stream.getvalue()
+
+# %% ../nbs/00g_report.ipynb #b82b255b
+@dataclass(frozen=True)
+class Run:
+    """What the chapters of one report share.
+
+    Parameters
+    ----------
+    folder : where everything is written.
+    seed : of everything random.
+    progress : whether bars are shown.
+    quick : a few seconds' version with poorer results.
+    """
+
+    folder: Path
+    seed: int = 0
+    progress: bool = True
+    quick: bool = False
+
+    def figure(self, name: str, drawn: Any, caption: str) -> tuple[Path, str]:
+        "Write what matplotlib drew to `figures/<name>.png`, for a chapter."
+        path = self.folder / "figures" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(figure_png(drawn))
+        return path, caption
