@@ -201,7 +201,7 @@ def reconstruct(
     print(f"written: {out}, {len(data)} spectra of {len(data.wave)} pixels, restframe {network.basis.rest_wave[0]:.0f}-{network.basis.rest_wave[-1]:.0f} Å")
     return 0
 
-# %% ../nbs/11c_galaxy_commands.ipynb #2c83ef09
+# %% ../nbs/11c_galaxy_commands.ipynb #f4da2bbd
 def redshift(
     model: str,                            # model file, or its name on the hub, such as sdss_mock
     files: list[Path],                     # spectra, as for encode
@@ -251,7 +251,7 @@ def outliers(
     """
     from spectra_nn import hub as models
     from spectra_nn.core import SpectraError, atomic_write
-    from spectra_nn.outliers import LatentFlow, outlier_score, plot_outliers
+    from spectra_nn.outliers import LatentFlow, outlier_score
 
     check_out(out, ".fits", ".ecsv", ".parquet")
     network, density = galaxy_model(model), models.load(flow or f"{Path(model).stem}_flow")
@@ -262,8 +262,8 @@ def outliers(
         import matplotlib
 
         matplotlib.use("agg")
-        with atomic_write(check_out(gallery, ".png")) as temporary: plot_outliers(result).savefig(temporary, format="png", dpi=100)
-    print(f"{result.summary()}\nwritten: {out}" + (f", {gallery}" if gallery else ""))
+        with atomic_write(check_out(gallery, ".png")) as temporary: result.plot().savefig(temporary, format="png", dpi=100)
+    print(f"{result}\nwritten: {out}" + (f", {gallery}" if gallery else ""))
     return 0
 
 
