@@ -22,9 +22,9 @@ from .resample import interpolation_matrix
 from .restframe_basis import BasisView, Population, RedshiftedSpectra, RestBasis, redshifted, render
 
 # %% auto #0
-__all__ = ['LINES', 'RedshiftFlag', 'find_spikes', 'Scan', 'fft_length', 'prior_penalty', 'prepare_scan', 'chi_squared_curve',
-           'normal_matrices', 'find_minima', 'Refined', 'refine', 'sharpen', 'ErrorModel', 'Template', 'one_grid_each',
-           'template_basis', 'star_basis', 'side_by_side', 'estimate_redshift', 'RedshiftResult', 'calibrate_errors']
+__all__ = ['RedshiftFlag', 'find_spikes', 'Scan', 'prior_penalty', 'prepare_scan', 'normal_matrices', 'chi_squared_curve',
+           'find_minima', 'Refined', 'refine', 'sharpen', 'ErrorModel', 'Template', 'one_grid_each', 'template_basis',
+           'star_basis', 'side_by_side', 'estimate_redshift', 'RedshiftResult', 'calibrate_errors']
 
 # %% ../nbs/08_redshift.ipynb #7118e8c4
 class RedshiftFlag(IntFlag):
@@ -58,7 +58,7 @@ def find_spikes(
     spike = (known & narrow & (height * ivar.sqrt() > least) & (flux >= left) & (flux >= right)).to(flux)
     return (spike + at(spike, -1) + at(spike, 1)) > 0
 
-# %% ../nbs/08_redshift.ipynb #5c7dd888
+# %% ../nbs/08_redshift.ipynb #1fa8c174
 class Scan(NamedTuple):
     "A basis made ready to be compared, at all redshifts of a grid at once, with spectra on one grid of pixels."
     position: Tensor   # (n_pix,) where each pixel falls on the scan's pixels, which are uniform in ln λ
@@ -73,7 +73,7 @@ class Scan(NamedTuple):
     n_fft: int         # length of the Fourier transforms
 
 
-def fft_length(least: int) -> int:
+def _fft_length(least: int) -> int:
     "Return the smallest length from `least` on that is 2^a 3^b 5^c."
     found = [2**a * 3**b * 5**c for a in range(25) for b in range(6) for c in range(4)]
     return min(n for n in found if n >= least)
@@ -92,7 +92,7 @@ def prior_penalty(
     inverse = (vector / value.clamp_min(1e-6 * float(value[-1]))) @ vector.T
     return apart.T @ inverse @ apart + ridge * torch.eye(n_component, dtype=torch.float64, device=mean.device)
 
-# %% ../nbs/08_redshift.ipynb #8779bb8c
+# %% ../nbs/08_redshift.ipynb #57ea39cb
 def prepare_scan(
     basis: RestBasis,                # restframe spectra
     wave: np.ndarray,                # (n_pix,) observed wavelengths, vacuum Å
@@ -110,7 +110,7 @@ def prepare_scan(
     shifted = render(basis.view(rest, blur), torch.zeros(1, dtype=torch.float64, device=device))[0][0].T.double()
     first, last = int(np.floor(position[0] - whole)), int(np.ceil(position[-1] - whole))
     length, n_rest = last - first + 2, shifted.shape[1]
-    n_fft = fft_length(max(first + length + 1, n_rest - first + len(log_z) + 1, length + 1))
+    n_fft = _fft_length(max(first + length + 1, n_rest - first + len(log_z) + 1, length + 1))
     k, l = torch.triu_indices(len(basis), len(basis))
     return Scan(torch.as_tensor(position - whole - first, device=device), length, first, len(log_z),
                 torch.arange(first, first - len(log_z), -1, device=device) % n_fft, torch.fft.rfft(shifted, n_fft),
@@ -137,7 +137,20 @@ def _reduction(matrix: Tensor, vector: Tensor) -> Tensor:
             matrix[:, row, row:] -= ratio[:, row - k - 1, None] * matrix[:, k, row:]
     return total
 
-# %% ../nbs/08_redshift.ipynb #a24bf4e4
+# %% ../nbs/08_redshift.ipynb #61acb6a8
+def normal_matrices(
+    scan: Scan,   # a basis, ready
+    ivar: Tensor, # (n_spec, n_pix) 0 where bad
+) -> Tensor:      # (n_spec, n_component, n_component, n_z) float64
+    "Return the upper triangles of XᵀWX and the prior at all redshifts."
+    size = len(scan.single)
+    weight = torch.fft.rfft(_onto(scan, ivar.double()), scan.n_fft).conj()
+    k, l = torch.triu_indices(size, size)
+    matrix = torch.zeros(len(ivar), size, size, scan.n_z, dtype=torch.float64, device=ivar.device)
+    matrix[:, k, l] = torch.fft.irfft(scan.double * weight[:, None], scan.n_fft)[..., scan.shift]
+    return matrix.add_(scan.penalty.triu()[None, :, :, None])
+
+# %% ../nbs/08_redshift.ipynb #c6a8c71f
 def chi_squared_curve(
     scan: Scan,    # a basis, ready
     flux: Tensor,  # (n_spec, n_pix) flux, mean near 1
@@ -149,16 +162,6 @@ def chi_squared_curve(
     pull = torch.fft.rfft(_onto(scan, (ivar * flux).double()), scan.n_fft).conj()
     vector = torch.fft.irfft(scan.single * pull[:, None], scan.n_fft)[..., scan.shift]
     return _power(scan, flux, ivar) - _reduction(matrix.clone(), vector)
-
-
-def normal_matrices(scan: Scan, ivar: Tensor) -> Tensor:
-    "Return the upper triangles of XᵀWX and the prior (n_spec, n_component, n_component, n_z) at all redshifts."
-    size = len(scan.single)
-    weight = torch.fft.rfft(_onto(scan, ivar.double()), scan.n_fft).conj()
-    k, l = torch.triu_indices(size, size)
-    matrix = torch.zeros(len(ivar), size, size, scan.n_z, dtype=torch.float64, device=ivar.device)
-    matrix[:, k, l] = torch.fft.irfft(scan.double * weight[:, None], scan.n_fft)[..., scan.shift]
-    return matrix.add_(scan.penalty.triu()[None, :, :, None])
 
 # %% ../nbs/08_redshift.ipynb #0050015f
 def _smooth(flux: Tensor, ivar: Tensor, width: int = 101) -> Tensor:
@@ -278,13 +281,13 @@ def sharpen(
     return Refined(near.log_z + at * width, torch.where(valley, bend / (2 * width**2), 0.), parabola(total), parabola(chi2), near.n_valid,
                    found[1] + (at[:, None] * (found[2] - found[0]) / 2), at * width / view.step)
 
-# %% ../nbs/08_redshift.ipynb #50f9ca9a
+# %% ../nbs/08_redshift.ipynb #49785587
 class ErrorModel(NamedTuple):
     "What a redshift's formal error lacks: a factor for all, and what remains however good the data."
     scale: float = 1.1   # of the formal error
     floor: float = 0.9   # km/s, added in quadrature
 
-
+# %% ../nbs/08_redshift.ipynb #9c63776e
 class Template(NamedTuple):
     "Spectra of another class, and where to look for it."
     basis: RestBasis
@@ -344,7 +347,7 @@ def _second_source(settings: _Settings, scan: Scan, view: BasisView, part: Redsh
     stands_out = torch.minimum(nothing, value[:, 1]) - value[:, 0]
     return dict(second_log_z=log_z[0] + at[:, 0] * settings.basis.step, second=stands_out.clamp_min(0))
 
-# %% ../nbs/08_redshift.ipynb #4a8eaff3
+# %% ../nbs/08_redshift.ipynb #92f7f248
 def template_basis(
     spectra: Spectra,          # at rest, on one grid
     n_component: int = 6,      # spectra in the basis
@@ -360,7 +363,7 @@ def template_basis(
     found = found[:n_component] * len(rest)**0.5
     return RestBasis(rest, torch.as_tensor(found * np.where(found.mean(1, keepdims=True) < 0, -1, 1)))
 
-
+# %% ../nbs/08_redshift.ipynb #d15834e3
 def star_basis(
     n_component: int = 8, # spectra in the basis
 ) -> RestBasis:           # 4000–6500 Å
@@ -681,7 +684,7 @@ def _probability(result: RedshiftResult, parts: int = 9) -> np.ndarray:
     mass = sum(np.exp(-0.5 * (inside(t) - lowest)) for t in places)
     return mass / mass.sum(1, keepdims=True)
 
-# %% ../nbs/08_redshift.ipynb #d6c65d7c
+# %% ../nbs/08_redshift.ipynb #4818bae6
 def _model_flux(result: RedshiftResult, row: int) -> np.ndarray:
     "The best model of one spectrum, in units of its flux."
     if result.spectra is None: raise SpectraError("a result that was read from a file has no spectra and no model; plot or model the spectra where their redshifts are found")
@@ -696,9 +699,9 @@ def _model_flux(result: RedshiftResult, row: int) -> np.ndarray:
     return np.where(valid[0].cpu(), flux * result.setup["scale"][row], np.nan)
 
 
-LINES = {"[O II]": 3728.5, "K": 3934.8, "H": 3969.6, "Hδ": 4102.9, "G": 4305.6, "Hγ": 4341.7, "Hβ": 4862.7, "[O III]": 5008.2, "Mg": 5176.6, "Na": 5895.6, "[O I]": 6302.0, "Hα": 6564.6, "[S II]": 6725.}  # vacuum Å
+_LINES = {"[O II]": 3728.5, "K": 3934.8, "H": 3969.6, "Hδ": 4102.9, "G": 4305.6, "Hγ": 4341.7, "Hβ": 4862.7, "[O III]": 5008.2, "Mg": 5176.6, "Na": 5895.6, "[O I]": 6302.0, "Hα": 6564.6, "[S II]": 6725.}  # vacuum Å
 
-# %% ../nbs/08_redshift.ipynb #9a111da4
+# %% ../nbs/08_redshift.ipynb #c6e97fc7
 def _plot(result: RedshiftResult, row: int):
     "Draw one spectrum and its χ²(z)."
     import matplotlib.pyplot as plt
@@ -712,7 +715,7 @@ def _plot(result: RedshiftResult, row: int):
     names = " ".join(flag.name for flag in RedshiftFlag if result.flags[row] & flag.value)
     top.set_title(f"{entry['id']}: z = {z:.5f} ± {float(entry['z_err']):.5f}" + (f"   {names}" if names else ""), fontsize=10)
     if good.any(): top.set(xlim=wave[good][[0, -1]], ylim=np.quantile(one.flux[0][good], [0.001, 0.999]) * [1, 1.15] + [-0.1 * np.ptp(np.quantile(one.flux[0][good], [0.01, 0.99])), 0])
-    for name, rest in LINES.items():
+    for name, rest in _LINES.items():
         if np.isfinite(z) and good.any() and wave[good][0] < rest * (1 + z) < wave[good][-1]:
             top.axvline(rest * (1 + z), color="C0", lw=0.5, alpha=0.5)
             top.text(rest * (1 + z), 0.99, name, transform=top.get_xaxis_transform(), rotation=90, va="top", ha="right", fontsize=7)
@@ -722,12 +725,12 @@ def _plot(result: RedshiftResult, row: int):
     bottom.set(xlabel="redshift", ylabel="Δχ²", xlim=result.z_grid[[0, -1]])
     return fig
 
-# %% ../nbs/08_redshift.ipynb #7e511adf
+# %% ../nbs/08_redshift.ipynb #01d603fc
 def calibrate_errors(
     result: RedshiftResult, # of spectra with known redshifts, their errors made with `ErrorModel(1, 0)`
     z: np.ndarray,          # (n_spec,) known redshifts
     worst: float = 1e-3,    # |Δz|/(1+z) above which a redshift is wrong rather than imprecise
-) -> ErrorModel:
+) -> ErrorModel:           # for `estimate_redshift`
     "Find what formal errors lack, from redshifts that are known; at least thirty are needed."
     from scipy.optimize import minimize
 
