@@ -51,6 +51,7 @@ _NAMES = {
     "redshift": ("estimate_redshift",),
     "outliers": ("outlier_score",),
     "hub": (),
+    "demo_galaxies": (),
     "demo": ("run_demo",),
     "command_words": (),
     "galaxy_commands": (),
