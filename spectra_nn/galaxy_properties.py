@@ -45,7 +45,7 @@ def _band(wave: np.ndarray, low: float, high: float) -> np.ndarray:
     share = np.maximum(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0)
     return share / (high - low) if edges[0] <= low and high <= edges[-1] else np.full(len(wave), np.nan)
 
-# %% ../nbs/07d_galaxy_properties.ipynb #25bd6c31
+# %% ../nbs/07d_galaxy_properties.ipynb #98385627
 @dataclass(frozen=True)
 class Line:
     """A line and where to measure it; restframe, vacuum, Å.
@@ -90,7 +90,7 @@ LINES = (
     Line("ariii_7138", 7137.77, (7124, 7152), (7090, 7120), (7156, 7186)),
 )
 
-
+# %% ../nbs/07d_galaxy_properties.ipynb #883f2818
 def lines_named(
     names: Sequence[str] | str, # names from `LINES`
 ) -> tuple[Line, ...]:

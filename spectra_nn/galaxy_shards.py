@@ -59,7 +59,7 @@ def _rebinned(own: np.ndarray, flux: np.ndarray, ivar: np.ndarray, wave: np.ndar
     kept &= variance > 0
     return np.where(kept, flux @ matrix.T, 0.), np.divide(1., variance, out=np.zeros(kept.shape), where=kept)
 
-# %% ../nbs/06b_galaxy_shards.ipynb #25f01ce6
+# %% ../nbs/06b_galaxy_shards.ipynb #fdc6f4e3
 _F99 = np.array([(0, 0), (0.377, 0.265), (0.820, 0.829), (1.667, 2.688), (1.828, 3.055), (2.141, 3.806), (2.433, 4.315), (3.704, 6.265), (3.846, 6.591)])
 
 
@@ -82,7 +82,7 @@ def extinction(
 
     return np.asarray(curve(inverse / u.micron), np.float64) * float(np.squeeze(getattr(curve, "Rv", 3.1)))
 
-
+# %% ../nbs/06b_galaxy_shards.ipynb #b76d36b0
 def deredden(
     wave: np.ndarray,  # (n_pix,) observed wavelengths in vacuum, Å
     flux: np.ndarray,  # (n_spec, n_pix) as measured
@@ -96,7 +96,7 @@ def deredden(
     factor = 10 ** (0.4 * ebv[:, None] * extinction(wave, curve))
     return flux * factor, ivar / factor**2
 
-# %% ../nbs/06b_galaxy_shards.ipynb #56be520f
+# %% ../nbs/06b_galaxy_shards.ipynb #3b078213
 SPLITS = {"train": 0.70, "valid": 0.15, "test": 0.15}
 
 
@@ -113,7 +113,7 @@ def hash_share(
         shares[k] = int.from_bytes(blake2b(data, digest_size=8).digest(), "little") / 2.0**64
     return shares
 
-
+# %% ../nbs/06b_galaxy_shards.ipynb #e412711a
 def in_split(
     shares: np.ndarray, # (n_spec,) as from `hash_share`
     split: str = "train", # 'train', 'valid', 'test', or 'all'
@@ -169,7 +169,7 @@ def _map_shard(path: Path) -> dict[str, np.ndarray]:
         if isinstance(problem, SpectraError): raise
         raise SpectraError(f"{path} is no readable shard: {problem}") from problem
 
-# %% ../nbs/06b_galaxy_shards.ipynb #e1aa508b
+# %% ../nbs/06b_galaxy_shards.ipynb #86a19c43
 _FORMAT = "spectra_nn shards 1"
 
 
@@ -197,7 +197,7 @@ class ShardReport:
         lines += [f"  {name}: {reason}" for name, reason in list(self.rejected.items())[:10]]
         return "\n".join(lines + ["  …"] * (len(self.rejected) > 10))
 
-
+# %% ../nbs/06b_galaxy_shards.ipynb #d3fce351
 class _Writer:
     "Collects spectra and writes them as shards, with the manifest after each."
 
@@ -234,7 +234,7 @@ class _Writer:
         with atomic_write(self.folder / "shards.json") as temporary: temporary.write_text(json.dumps(self.manifest, ensure_ascii=False, indent=1), encoding="utf-8")
         self.parts, self.waiting, self.n = [], {}, 0
 
-
+# %% ../nbs/06b_galaxy_shards.ipynb #02fbeccd
 def _stacked(columns: Sequence[np.ndarray]) -> np.ndarray:
     "Put arrays one below the other; texts of different width are filled up."
     width = max(column.shape[-1] for column in columns) if columns[0].dtype == np.uint8 else 0
