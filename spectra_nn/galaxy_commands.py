@@ -201,7 +201,7 @@ def reconstruct(
     print(f"written: {out}, {len(data)} spectra of {len(data.wave)} pixels, restframe {network.basis.rest_wave[0]:.0f}-{network.basis.rest_wave[-1]:.0f} Å")
     return 0
 
-# %% ../nbs/11c_galaxy_commands.ipynb #f4da2bbd
+# %% ../nbs/11c_galaxy_commands.ipynb #8714ffbb
 def redshift(
     model: str,                            # model file, or its name on the hub, such as sdss_mock
     files: list[Path],                     # spectra, as for encode
@@ -210,6 +210,7 @@ def redshift(
     instrument: str | None = None,         # named instrument, such as SDSS, for its resolving power
     frame: Literal["air", "vacuum"] | None = None, # medium of the wavelengths, unless the files say it
     z_range: tuple[float, float] = (0.0, 1.0), # redshifts to search
+    stars: bool = False,                   # also ask whether a star explains the spectrum better
     plots: Path | None = None,             # folder for a figure of each spectrum
     quiet: bool = False,                   # no progress bar
 ) -> int:                                  # exit status
@@ -218,13 +219,14 @@ def redshift(
     Example:
       spectra-nn redshift sdss_mock data/spec-*.fits --instrument SDSS --z-range 0 0.6 --out z.fits --plots plots/
     """
-    from spectra_nn.redshift import estimate_redshift
+    from spectra_nn.redshift import Template, estimate_redshift, star_basis
 
     check_out(out, ".fits", ".ecsv", ".parquet")
     known = named_instrument(instrument) if instrument else None
     network = galaxy_model(model)
     spectra = read_files(files, frame or (known.frame if known else None), None)
-    result = estimate_redshift(network, spectra, z_range, instrument=known, progress=not quiet)
+    templates = {"STAR": Template(star_basis())} if stars else None
+    result = estimate_redshift(network, spectra, z_range, instrument=known, templates=templates, progress=not quiet)
     result.write(out)
     if plots is not None: save_figures(result.plot, result.table["id"], plots)
     print(f"{result.summary()}\nwritten: {out}" + (f", {plots}/" if plots else ""))
