@@ -690,3 +690,12 @@ def spender_losses(
     if augmented is not None and config.consistency:
         consistency = consistency_loss(s, model.encode(augmented[0]), None if config.scale_free else config.tolerance)
     return fidelity_loss(y, w, m, model.valid(instrument, z)), similarity, consistency
+
+# %% ../nbs/07_spender.ipynb #f7bfa07f
+def __getattr__(name: str) -> Any:
+    "Forward what is defined in later notebooks."
+    from importlib import import_module
+
+    home = {"load_checkpoint": "spender_files", "load_autoencoder": "spender_files", "save_autoencoder": "spender_files", "train_spender": "galaxy_autoencoder"}.get(name)
+    if home is None: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"spectra_nn.{home}"), name)
