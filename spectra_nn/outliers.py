@@ -240,7 +240,7 @@ def _train_member(member: nn.Module, latents: Tensor, spread: Tensor, steps: int
     train(member, lambda flow, batch: -flow().log_prob(batch[0]).mean(), batches, held, config, progress=progress, name=f"flow {seed}")
     return member.eval().requires_grad_(False)
 
-# %% ../nbs/09_outliers.ipynb #478ee388
+# %% ../nbs/09_outliers.ipynb #eb530b36
 _FORMAT = "spectra_nn latent flow"
 
 
@@ -256,7 +256,7 @@ def save_flow(
     with atomic_write(path) as temporary:
         save_file(arrays, temporary, metadata={"spectra_nn": json.dumps(dict(format=_FORMAT, version=1, config=config, description=description))})
 
-
+# %% ../nbs/09_outliers.ipynb #c8aab7ae
 def load_flow(
     path: str | Path, # .safetensors of `save_flow`, or the .pt of a published flow
 ) -> LatentFlow:      # ready for use
@@ -293,7 +293,7 @@ def _rebuilt(path: Path, config: dict, arrays: dict[str, Tensor]) -> LatentFlow:
     if beside: flow.reference = OutlierReference(beside["answers"].numpy(), beside["excess"])
     return flow.eval().requires_grad_(False)
 
-# %% ../nbs/09_outliers.ipynb #78332dec
+# %% ../nbs/09_outliers.ipynb #c892bbde
 class FittedGalaxies(NamedTuple):
     "Spectra with the mixtures of the model's basis that fit them best."
     design: Tensor   # (n, n_pix, n_component) the basis at each redshift
@@ -308,7 +308,7 @@ def _rest_pixel(view: BasisView, z: Tensor) -> Tensor:
     position = view.position - torch.log1p(z)[:, None] / view.step
     return position.round().long().clamp(0, view.length - 1)
 
-
+# %% ../nbs/09_outliers.ipynb #78dad774
 def fit_linear(
     model: GalaxyAutoencoder, # gives basis and prior
     view: BasisView,          # of the basis, for the instrument
@@ -397,7 +397,7 @@ def _star_instead(fit: FittedGalaxies, flux: Tensor, stars: Tensor) -> tuple[Ten
     n_pix = (weight > 0).sum(1)
     return torch.where(n_pix >= 50, 1 - star / galaxy.clamp_min(1e-9), torch.nan), star / n_pix.clamp_min(1)
 
-# %% ../nbs/09_outliers.ipynb #308e50ac
+# %% ../nbs/09_outliers.ipynb #36b7815d
 class SecondSearch(NamedTuple):
     "What is needed to look for second galaxies."
     basis: RestBasis   # few components
@@ -405,7 +405,7 @@ class SecondSearch(NamedTuple):
     scan: Any          # of them, `redshift.Scan`
     log_z: np.ndarray  # (n_z,) ln(1 + z) that are tried
 
-
+# %% ../nbs/09_outliers.ipynb #b429e41e
 def prepare_second(
     model: GalaxyAutoencoder, # gives the components
     data: RedshiftedSpectra,  # of the instrument
@@ -428,7 +428,7 @@ def _sharp(fit: FittedGalaxies, width: int = 101, clip: float = 20.) -> Tensor:
     limit = clip * fit.weight.clamp_min(1e-12).rsqrt()
     return sharp.clamp(-limit, limit)
 
-
+# %% ../nbs/09_outliers.ipynb #f7abc958
 def find_second(
     search: SecondSearch, # made ready
     fit: FittedGalaxies,  # galaxies with their best models
@@ -464,7 +464,7 @@ def _redshift_instead(model: GalaxyAutoencoder, view: BasisView, fit: FittedGala
     saved = (weight * (fit.residual.square() - residual.square())).double().sum(1)
     return torch.where(torch.isfinite(z), saved, 0.)
 
-# %% ../nbs/09_outliers.ipynb #0aec7df7
+# %% ../nbs/09_outliers.ipynb #94fb80ee
 PARTS = ("latents", "reconstruction", "broad lines", "star", "second galaxy", "redshift")
 
 
@@ -473,7 +473,7 @@ class OutlierReference(NamedTuple):
     answers: np.ndarray # (n_ref, 6) one column for each of `PARTS`
     excess: Tensor      # (n_rest,) ε² of the model
 
-
+# %% ../nbs/09_outliers.ipynb #7272d1ae
 class Answers(NamedTuple):
     "What was found out about spectra."
     values: np.ndarray   # (n_spec, 6) one column for each of `PARTS`, larger is stranger
@@ -481,7 +481,7 @@ class Answers(NamedTuple):
     star_chi2: np.ndarray # (n_spec,) χ² per pixel with a star in place of the galaxy
     encoding: Encoding   # latents
 
-
+# %% ../nbs/09_outliers.ipynb #4249cc8f
 def ask(
     model: GalaxyAutoencoder, # trained
     flow: LatentFlow,         # of its latents
@@ -514,7 +514,7 @@ def ask(
     first = torch.stack([-flow.log_prob(encoding.latents), encoding.chi2 / encoding.n_valid.clamp_min(1)], 1)
     return Answers(torch.cat([first, torch.cat(rows)], 1).cpu().numpy(), *torch.cat(beside, 1).cpu().numpy(), encoding)
 
-# %% ../nbs/09_outliers.ipynb #3a392a6f
+# %% ../nbs/09_outliers.ipynb #defbb8ef
 def surprise(
     values: np.ndarray,    # (n,) answers, larger is stranger
     reference: np.ndarray, # (n_ref,) of ordinary galaxies
@@ -531,12 +531,15 @@ def surprise(
     found = np.where(values > start, np.log(10) + np.log1p(shape * beyond / width) / shape, counted)
     return np.where(np.isfinite(values), found, 0)
 
-
+# %% ../nbs/09_outliers.ipynb #d03bdeba
 _CHANCE = (0., 0., 10., 0., 10., 25.)  # differences of χ² below these mean nothing
 
 
-def surprises(answers: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Return the surprise (n_spec, 6) of each answer and of all together (n_spec,)."
+def surprises(
+    answers: np.ndarray,   # (n_spec, 6) one column for each of `PARTS`, larger is stranger
+    reference: np.ndarray, # (n_ref, 6) of ordinary galaxies
+) -> tuple[np.ndarray, np.ndarray]: # (n_spec, 6) surprise of each answer; (n_spec,) of all together, −ln p
+    "Measure the surprise of all answers."
     each = np.stack([surprise(*pair, least=least) for *pair, least in zip(answers.T, reference.T, _CHANCE)], 1)
     ordinary = np.stack([surprise(column, column, least=least) for column, least in zip(reference.T, _CHANCE)], 1)
     return each, surprise(each.sum(1), ordinary.sum(1))
@@ -671,7 +674,7 @@ class OutlierResult:
         top = [f"  {self.table['id'][k]}: score {score[k]:.1f}, {self.table['reason'][k]}" for k in self.order[:5] if np.isfinite(score[k])]
         return "\n".join([f"{len(self)} spectra, {int((score > 2).sum())} with a score above 2, {int((~np.isfinite(score)).sum())} without; the strangest:", *top])
 
-# %% ../nbs/09_outliers.ipynb #f7dbed5f
+# %% ../nbs/09_outliers.ipynb #ff0548cc
 def smooth_residual(
     residual: np.ndarray, # (n_pix,) data − model; anything where the weight is 0
     weight: np.ndarray,   # (n_pix,) inverse variance
@@ -688,7 +691,7 @@ def smooth_residual(
 _LINES = {"Mg II": 2799.1, "[O II]": 3728.5, "Ca K": 3934.8, "Ca H": 3969.6, "H delta": 4102.9, "H gamma": 4341.7, "H beta": 4862.7, "[O III] 4960": 4960.3,
           "[O III] 5008": 5008.2, "Mg b": 5176., "He I": 5877.2, "Na D": 5893.5, "[O I]": 6302., "H alpha": 6564.6, "[S II]": 6725.}
 
-
+# %% ../nbs/09_outliers.ipynb #8cb89343
 def strange_regions(
     result: OutlierResult, # of `outlier_score`
     row: int,              # which spectrum
