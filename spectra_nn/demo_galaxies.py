@@ -285,7 +285,7 @@ def plot_restframe(
     axes[-1, 0].set(xlabel="restframe wavelength in vacuum [Å]; grey where it was observed")
     return figure
 
-# %% ../nbs/10a_demo_galaxies.ipynb #c590fd17
+# %% ../nbs/10a_demo_galaxies.ipynb #407c7ccf
 def ultraviolet(
     model: GalaxyAutoencoder, # trained
     encoding: Encoding,       # of galaxies
@@ -294,7 +294,7 @@ def ultraviolet(
     wave, flux = model.basis.rest_wave.numpy(), restframe(model, encoding)[0].numpy()
     return flux[:, (wave > 2700) & (wave < 2950)].mean(1) / flux[:, (wave > 5000) & (wave < 5500)].mean(1)
 
-
+# %% ../nbs/10a_demo_galaxies.ipynb #8d6a080c
 def ultraviolet_test(
     model: GalaxyAutoencoder, # trained
     survey: MockSurvey,       # with truth
