@@ -93,7 +93,7 @@ def hidden_chi2(
     chi2 = torch.where(tested, (flux - predicted)**2 / (1 / ivar + error**2), 0.)
     return (chi2.sum(1) / tested.sum(1)).numpy()
 
-# %% ../nbs/10a_demo_galaxies.ipynb #047bcf69
+# %% ../nbs/10a_demo_galaxies.ipynb #7636fa94
 def plot_hidden(
     model: GalaxyAutoencoder, # trained
     data: RedshiftedSpectra,  # one galaxy, all its pixels
@@ -113,8 +113,8 @@ def plot_hidden(
         ax.fill_between(wave, flux - 2 * error, flux + 2 * error, color="C1", alpha=0.3, lw=0)
         ax.plot(wave, flux, color="C1", lw=0.9, label="restframe model, 2σ")
         inside = (rest > limits[0]) & (rest < limits[1]) & good
-        ax.set(xlim=limits, ylim=(0, 1.2 * np.quantile(seen[inside], 0.985 if limits[0] < 6000 else 1)), xlabel="restframe wavelength in vacuum [Å]")
-    axes[0].set(ylabel="flux", title=f"{data.ids[0]}, z = {float(data.z[0]):.3f}")
+        ax.set(xlim=limits, ylim=(0, 1.2 * np.quantile(seen[inside], 0.985 if limits[0] < 6000 else 1)), xlabel="wavelength [Å]")
+    axes[0].set(ylabel="flux", xlabel="restframe wavelength in vacuum [Å]", title=f"{data.ids[0]}, z = {float(data.z[0]):.3f}")
     axes[1].set_title("Hα and [N II]")
     axes[0].legend(fontsize=8)
     return figure
