@@ -162,7 +162,7 @@ def _continuum(flux: Tensor, weight: Tensor, data: Tensor, basis: Tensor) -> tup
     coefficients = torch.cholesky_solve((design.mT @ (weight * data)[..., None]).double(), factor)[..., 0]
     return (basis @ coefficients.to(basis)[..., None])[..., 0], coefficients
 
-# %% ../nbs/05_fitting.ipynb #fe001820
+# %% ../nbs/05_fitting.ipynb #f9f26e44
 def _eliminate(gram: Tensor, p: int) -> NormalEquations:
     "Take the continuum, behind the `p` parameters and the residual, out of the products (k, m, m) of all columns."
     chi2, gradient, hessian = gram[:, p, p], gram[:, :p, p], gram[:, :p, :p]
@@ -184,10 +184,11 @@ def _doubtful(equations: NormalEquations, before: Tensor) -> Tensor:
 def _equations(flux: Tensor, slopes: Tensor, weight: Tensor, data: Tensor, basis: Tensor | None) -> NormalEquations:
     "Form the normal equations of the parameters from model flux (k, n_pix) and its derivatives (k, n_pix, p), the continuum eliminated."
     level = 1. if basis is None else _continuum(flux, weight, data, basis)[0]
-    residual = weight * (level * flux - data)
-    parts = [(weight * level)[..., None] * slopes, residual[..., None]]
-    if basis is not None: parts.append((weight * flux)[..., None] * basis)
-    rows, p = torch.cat(parts, 2), slopes.shape[2]
+    residual, p = weight * (level * flux - data), slopes.shape[2]
+    rows = flux.new_empty(*flux.shape, p + 1 + (0 if basis is None else basis.shape[-1]))
+    torch.mul((weight * level)[..., None], slopes, out=rows[..., :p])
+    rows[..., p] = residual
+    if basis is not None: torch.mul((weight * flux)[..., None], basis, out=rows[..., p + 1:])
     gram = (rows.mT @ rows).double()
     found = _eliminate(gram, p)._replace(chi2=residual.double().square().sum(1))
     again = _doubtful(found, gram.diagonal(dim1=1, dim2=2)[:, :p]) if p else gram.new_zeros(len(gram), dtype=torch.bool)
@@ -314,7 +315,7 @@ def _label_starts(table: _Table, plan: _Plan, observer: Observer, data: _Data, v
         chi2 = torch.where(distance < 0.25, torch.inf, chi2)
     return torch.stack(starts)
 
-# %% ../nbs/05_fitting.ipynb #aea7f856
+# %% ../nbs/05_fitting.ipynb #634ad0c7
 _VELOCITY_UNIT = 10.  # km/s; the solver's velocities are in it
 
 
@@ -332,7 +333,7 @@ class _Setup:
     robust: bool
     poor_chi2: float
     n_start: int
-    piece: int = 16                            # spectra whose derivatives are held at once
+    piece: int = 32                            # spectra whose derivatives are held at once
     bins: tuple[ObservedEmulator, Tensor] | None = None # the model on bins of pixels, and which of them (n_bin,) or (n_spec, n_bin) have no gap; None where pixels are too wide for that
     errors: _Table | None = None               # the emulator's error spectra; None where they do not matter
     systematic: float = 0.                     # floor of the errors, a part of the flux
@@ -343,7 +344,7 @@ class _Setup:
     def n_parameter(self) -> int:
         return len(self.plan.free) + (self.velocity_range is not None)
 
-# %% ../nbs/05_fitting.ipynb #288cbe80
+# %% ../nbs/05_fitting.ipynb #f6429877
 def _take(data: _Data, index: Tensor) -> _Data:
     "Select spectra of a chunk."
     basis = data.basis[index] if data.basis is not None and data.basis.ndim == 3 else data.basis
@@ -358,8 +359,10 @@ def _pieces_of(data: _Data, size: int) -> list[_Data]:
 def _flux_and_slopes(setup: _Setup, labels: Tensor, velocity: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     "Return model flux (k, n_pix) and its derivatives (k, n_pix, p) to the solver's parameters."
     flux, slopes, slope = setup.model(labels, velocity, setup.plan.free, rows)
-    slopes = slopes * setup.plan.span[setup.plan.free].to(slopes)
-    return flux, slopes if setup.velocity_range is None else torch.cat([slopes, slope[..., None] * _VELOCITY_UNIT], 2)
+    n, together = slopes.shape[2], slopes.new_empty(*flux.shape, setup.n_parameter)
+    torch.mul(slopes, setup.plan.span[setup.plan.free].to(slopes), out=together[..., :n])
+    if setup.velocity_range is not None: torch.mul(slope, _VELOCITY_UNIT, out=together[..., n])
+    return flux, together
 
 
 def _problem(setup: _Setup, data: _Data, weight: Tensor, derivatives: bool = True):
@@ -396,7 +399,7 @@ def _weights(setup: _Setup, data: _Data, scaled: Tensor, velocity: Tensor) -> Te
     if data.basis is not None: error = error * _continuum(flux, data.ivar.sqrt(), data.flux, data.basis)[0]
     return torch.sqrt(data.ivar / (1 + data.ivar * error**2))
 
-# %% ../nbs/05_fitting.ipynb #a969dbb4
+# %% ../nbs/05_fitting.ipynb #a3d0c87d
 def _in_bins(setup: _Setup, data: _Data, weight: Tensor) -> tuple[_Setup, _Data, Tensor]:
     "Return setup, data and weights (k, n_bin) of spectra whose neighbouring pixels are averaged."
     model, whole = setup.bins
@@ -422,7 +425,7 @@ def _refine(setup: _Setup, data: _Data, scaled: Tensor, velocity: Tensor, window
     weight = _weights(setup, data, *at(start))
     if setup.bins is not None or setup.use_emulator_error or setup.systematic:
         problem = _problem(*((setup, data, weight) if setup.bins is None else _in_bins(setup, data, weight)))
-        start = levenberg_marquardt(problem, start, low, high, prior=prior, max_steps=15, tolerance=0.1, leap=30.).parameters
+        start = levenberg_marquardt(problem, start, low, high, prior=prior, max_steps=15, tolerance=0.1, leap=100.).parameters
         weight = _weights(setup, data, *at(start))
     found = solve(weight, start, max_steps=60, tolerance=1e-3, leap=0.05)
     for _ in range(4 if setup.robust else 0):
@@ -607,7 +610,7 @@ def _admit(emulator: Any, spectra: Any, windows: Sequence | None, frame: str | N
     wanted = np.flatnonzero(covered.any(0))
     return spectra, good, flags, slice(wanted[0], wanted[-1] + 1) if len(wanted) else slice(0, 0)
 
-# %% ../nbs/05_fitting.ipynb #005e4ff5
+# %% ../nbs/05_fitting.ipynb #b958e7bb
 def _crop(spectra: Spectra, pixels: slice) -> Spectra:
     "Keep a range of pixels."
     return replace(spectra, wave=spectra.wave[..., pixels], flux=spectra.flux[:, pixels], ivar=spectra.ivar[:, pixels], mask=spectra.mask[:, pixels])
@@ -645,13 +648,23 @@ def _make_setup(emulator: Any, spectra: Spectra, plan: _Plan, line_spread: LineS
     plan = _Plan(plan.names, on(plan.free), on(plan.fixed), on(plan.low), on(plan.span), prior)
     fixed = None if known is None else torch.as_tensor(known.copy(), device=device)
     model = emulator.observed(observer) if hasattr(emulator, "observed") else ObservedEmulator(emulator, observer)
-    piece = 16 if device.type == "cpu" else 1024
+    piece = 32 if device.type == "cpu" else 1024
     complete = given is not None and not torch.isnan(given if known is None else given[..., :-1]).any()
     table = None if complete or starts == 0 else _table(plan, model)
     bins, errors = _bins(model), _error_table(emulator, observer) if use_emulator_error else None
     return _Setup(emulator, plan, observer, model, table, fixed, span if known is None else None, use_emulator_error, robust, poor_chi2, starts, piece, bins, errors, systematic, lines, None if given is None else on(given))
 
-# %% ../nbs/05_fitting.ipynb #fd2bdb85
+# %% ../nbs/05_fitting.ipynb #1d973202
+def _level_of(setup: _Setup, data: _Data, weight: Tensor, labels: Tensor, velocity: Tensor) -> Tensor:
+    "Return the coefficients of the continuum (k, n_term), in units of `data.scale`."
+    parts = []
+    for index in torch.arange(len(labels), device=labels.device).split(setup.piece):
+        piece = _take(data, index)
+        flux, _, _ = setup.model(labels[index], velocity[index], setup.plan.free[:0], piece.rows)
+        parts.append(_continuum(flux, weight[index], piece.flux, piece.basis)[1])
+    return torch.cat(parts)
+
+# %% ../nbs/05_fitting.ipynb #8cfca6c4
 def _fit_some(setup: _Setup, spectra: Spectra, rows: np.ndarray, good: np.ndarray, continuum: Continuum | None, least: int) -> dict:
     "Fit the spectra `rows` together; return arrays by name."
     data = _chunk(spectra, rows, good, continuum, setup.observer.device)
@@ -664,8 +677,7 @@ def _fit_some(setup: _Setup, spectra: Spectra, rows: np.ndarray, good: np.ndarra
         flags = _judge(setup, outcome, labels, relative)
         level = labels.new_zeros(len(rows), 0)
         if continuum is not None:
-            flux, _, _ = setup.model(labels, outcome.velocity, setup.plan.free[:0], data.rows)
-            level = _continuum(flux, outcome.weight, data.flux, data.basis)[1] * data.scale[:, None]
+            level = _level_of(setup, data, outcome.weight, labels, outcome.velocity) * data.scale[:, None]
     part = dict(labels=labels, covariance=covariance, velocity=outcome.velocity, chi2=outcome.fit.chi2 - penalty, dof=outcome.dof, flags=flags, level=level, good=data.ivar > 0, held=outcome.fit.at_bound)
     part = {name: t.cpu().numpy() for name, t in part.items()}
     few, failed = part["good"].sum(1) < least, outcome.fit.failed.cpu().numpy()
@@ -995,7 +1007,7 @@ def fit_problem(
     options |= dict(fixed=fixed, instrument=None, windows=None, **{name: context[name] for name in ("continuum", "integrate", "pixels")})
     return _problem_at(_enter(spectra=spectra, **options), parameters)
 
-# %% ../nbs/05_fitting.ipynb #36b64ad4
+# %% ../nbs/05_fitting.ipynb #82c126c2
 def fit(
     emulator: Any,                         # an `Emulator`
     spectra: Any,                          # `Spectra`, or an object like those of specutils
@@ -1024,7 +1036,7 @@ def fit(
                    systematic=systematic, line_mask=line_mask)
     context, use, setup, fitted = entry.context, entry.use, entry.setup, {}
     if len(use):
-        chunk = chunk or setup.piece * (4 if setup.piece < 1024 else 1)
+        chunk = chunk or setup.piece * (2 if setup.piece < 1024 else 1)
         with tqdm(total=len(use), desc="fit", unit="star", disable=not progress) as bar:
             fitted = _fit_rows(setup, entry.part, entry.good[use][:, entry.pixels], context["continuum"], chunk, entry.least, bar)
     everything = _everyone(fitted, use, entry.pixels, entry.good.shape, entry.flags, len(context["emulator"].label_names), len(entry.names), entry.n_term)

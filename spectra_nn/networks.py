@@ -157,7 +157,7 @@ class DenseNetwork(nn.Module):
             x = y
         return x
 
-# %% ../nbs/02b_networks.ipynb #2306ab2f
+# %% ../nbs/02b_networks.ipynb #814b12b6
 def fast_linear(
     x: torch.Tensor,                 # (n, k)
     weight: torch.Tensor,            # (n_out, k)
@@ -166,7 +166,8 @@ def fast_linear(
 ) -> torch.Tensor:                   # (n, n_out) x @ weight.T + bias
     "Multiply as a linear layer does."
     plain = torch.is_grad_enabled() or x.device.type != "cpu" or {x.dtype, weight.dtype, bias.dtype} != {torch.float32} or len(x) < 16
-    if plain or not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    dense = x.is_contiguous() and (weight.is_contiguous() or (out is None and weight.T.is_contiguous()))  # else oneDNN takes a very slow path
+    if plain or not (dense and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return torch.addmm(bias, x, weight.T, out=out)
     if out is None: return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     for i in range(0, len(weight), 1024):
@@ -231,7 +232,7 @@ def _add_matern(
     s = squares.clamp_min_(0).sqrt_()
     return total.addcmul_((s + 1).addcmul_(s, s, value=1 / 3), s.neg_().exp_(), value=float(amplitude))
 
-# %% ../nbs/02b_networks.ipynb #c5c72728
+# %% ../nbs/02b_networks.ipynb #8fbdd862
 class KernelNetwork(nn.Module):
     """One hidden unit per training spectrum, with a kernel that is a sum over elements in a warped label space.
 
@@ -280,7 +281,7 @@ class KernelNetwork(nn.Module):
         return kernel_matrix(self, warp(self, x), self.centres) @ self.weights
 
     def tangents(self, x: torch.Tensor, dx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        "Coefficients (n, k) and tangents (n, n_label, k) for `x` (n, d) and tangents `dx` (n, n_label, d)."
+        "Coefficients (n, k) and tangents (n, n_label, k) for `x` (n, d) and tangents `dx` (n, n_label, d); see `kernel_tangents`."
         return kernel_tangents(self, x, dx)
 
 # %% ../nbs/02b_networks.ipynb #61764994
@@ -321,28 +322,31 @@ def kernel_matrix(
         total = _add_matern(total, _square_distances(a * scale, b * scale), amplitude)
     return total
 
-# %% ../nbs/02b_networks.ipynb #1dc7deae
+# %% ../nbs/02b_networks.ipynb #2540b304
 def kernel_tangents(
     network: KernelNetwork,  # solved network
     x: torch.Tensor,         # (n, d) features
-    dx: torch.Tensor,        # (n, n_label, d) tangents of `x`
+    dx: torch.Tensor,        # (n, n_label, d) tangents of `x`; in single precision for tangents in single precision
 ) -> tuple[torch.Tensor, torch.Tensor]:  # coefficients (n, k) and tangents (n, n_label, k)
     "Value and derivatives of a kernel network in closed form."
-    shared = list(network.shared)
+    shared, centres, single = list(network.shared), network.centres, dx.dtype
     hidden = torch.tanh(x[:, shared] @ network.warp_in + network.warp_shift)
     w = x + hidden @ network.warp_out
-    dhidden = (dx[:, :, shared] @ network.warp_in) * (1 - hidden**2)[:, None]
-    dw = dx + dhidden @ network.warp_out
+    dhidden = (dx[:, :, shared].to(x) @ network.warp_in) * (1 - hidden**2)[:, None]
+    dw = (dx + dhidden @ network.warp_out).to(single)
     amplitudes, scales = torch.exp(network.log_amplitude), _scales(network)
-    value, bend = torch.zeros(len(w), len(network.centres), dtype=w.dtype, device=w.device), w.new_empty(len(w), len(scales), len(network.centres))
-    for term, (amplitude, scale) in enumerate(zip(amplitudes, scales)):  # Matérn-5/2 and its derivative share the exponential
-        s = _square_distances(w * scale, network.centres * scale).clamp_min_(0).sqrt_()
+    value, bend = w.new_zeros(len(w), len(centres)), w.new_empty(len(w), len(scales), len(centres), dtype=single)
+    squares = scales**2
+    near, far = w**2 @ squares.T, squares @ (centres**2).T
+    for term, amplitude in enumerate(amplitudes):  # Matérn-5/2 and its derivative share the exponential
+        s = torch.addmm(far[term], w * squares[term], centres.T, alpha=-2).add_(near[:, term, None]).clamp_min_(0).sqrt_()
         decay = torch.exp(-s)
-        torch.mul(decay, s + 1, out=bend[:, term])
-        value += amplitude * (bend[:, term] + decay.mul_(s.square_().mul_(1 / 3)))
-    slope = (-1 / 3 * amplitudes[:, None] * scales**2).T @ bend  # the scale holds √5
-    slope *= w[:, :, None] - network.centres.T
-    return value @ network.weights, dw @ (slope @ network.weights)
+        bend[:, term] = first = decay * (s + 1)
+        value += amplitude * (first + decay.mul_(s.square_().mul_(1 / 3)))
+    slope = (-1 / 3 * amplitudes[:, None] * squares).T.to(single) @ bend  # the scale holds √5
+    for at, mine, column in zip(centres.T.to(single).contiguous(), slope.unbind(1), w.T.to(single)): mine *= column[:, None] - at
+    product = fast_linear(slope.flatten(0, 1), network.weights.T.to(single), slope.new_zeros(network.weights.shape[1]))
+    return value @ network.weights, dw @ product.unflatten(0, slope.shape[:2])
 
 # %% ../nbs/02b_networks.ipynb #8e13ba7e
 def _regularised(

@@ -1,12 +1,16 @@
 """Stars fitted per second: `fit` against one `scipy.optimize.curve_fit` per star, the same emulator, pixels and free parameters.
 
 The peer is what the Payne family does: finite-difference Jacobians, one star at a time, the model smeared by FFT and shifted by linear
-interpolation. It is given the true velocity to start from, since it has no cross-correlation; `fit` searches ±1000 km/s.
+interpolation. It is given the true velocity to start from, since it has no cross-correlation; `fit` searches ±1000 km/s. Both get one thread and
+are compared by the processor time they take, so that what else the machine does has no say. The steps of the peer's differences are right for a
+network in single precision: with SciPy's own, 1e-8, its derivatives would be noise and its chi2 twice as large.
 """
 
 import argparse
 import json
 import os
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -68,7 +72,7 @@ def one_star_at_a_time(emulator, spectra, velocity):
     for flux, v in zip(spectra.flux, velocity):
         start = np.r_[np.full(len(low), 0.5), v, 1.0, 0.0, 0.0]
         bounds = np.r_[np.zeros(len(low)), v - 5, 0.5, -0.5, -0.5], np.r_[np.ones(len(low)), v + 5, 1.5, 0.5, 0.5]
-        best, _ = curve_fit(model, None, flux, start, sigma=np.full(flux.shape, 1 / SNR), absolute_sigma=True, bounds=bounds, ftol=5e-4, xtol=5e-4)
+        best, _ = curve_fit(model, None, flux, start, sigma=np.full(flux.shape, 1 / SNR), absolute_sigma=True, bounds=bounds, ftol=5e-4, xtol=5e-4, diff_step=1e-3)
         chi2.append(np.sum(((flux - model(None, *best)) * SNR) ** 2))
     return np.array(chi2)
 
@@ -76,10 +80,12 @@ def one_star_at_a_time(emulator, spectra, velocity):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--emulator", help="an emulator file")
-    parser.add_argument("--stars", type=int, default=256)
-    parser.add_argument("--peer-stars", type=int, default=4)
+    parser.add_argument("--stars", type=int, default=512)
+    parser.add_argument("--peer-stars", type=int, default=12)
     parser.add_argument("--pixels", type=int, default=5800)
     options = parser.parse_args()
+    if os.environ.get("OPENBLAS_NUM_THREADS") != "1":  # else NumPy's threads wait for each other, and the peer's time doubles
+        sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}).returncode)
     warnings.simplefilter("ignore")
     emulator = find_emulator(options.emulator)
     if emulator is None:
@@ -88,18 +94,26 @@ def main():
     spectra, labels, velocity = observe(emulator, options.stars, options.pixels)
     settings = dict(resolution=RESOLUTION, use_emulator_error=False, progress=False)
     fit(emulator, spectra[:2], **settings)
+    threads = torch.get_num_threads()
     start = time.perf_counter()
+    fit(emulator, spectra, **settings)
+    everything = len(spectra) / (time.perf_counter() - start)
+    torch.set_num_threads(1)
+    start = time.process_time()
     result = fit(emulator, spectra, **settings)
-    ours = len(spectra) / (time.perf_counter() - start)
+    ours = len(spectra) / (time.process_time() - start)
     few = options.peer_stars
-    start = time.perf_counter()
+    start = time.process_time()
     peer_chi2 = one_star_at_a_time(emulator, spectra[:few], velocity[:few])
-    peer = few / (time.perf_counter() - start)
-    details = {"pixels": options.pixels, "parameters": len(result.parameter_names), "threads": torch.get_num_threads(),
-               "median chi2/dof": round(float(np.median(result.table["chi2"] / result.table["dof"])), 3),
-               "chi2 minus the peer's, median": round(float(np.median(result.table["chi2"][:few] - peer_chi2)), 1)}
-    print(json.dumps({"name": "fit, stars with exact derivatives in batches", "value": round(ours, 2), "unit": "stars/s",
+    peer = few / (time.process_time() - start)
+    lead = peer_chi2 - np.asarray(result.table["chi2"][:few])
+    agree = np.abs(lead) < 30
+    details = {"pixels": options.pixels, "parameters": len(result.parameter_names), "median chi2/dof": round(float(np.median(result.table["chi2"] / result.table["dof"])), 3),
+               "peer's chi2 minus ours, median where both found the same minimum": round(float(np.median(lead[agree])), 2) if agree.any() else None,
+               "stars that the peer left in a worse minimum": int((lead >= 30).sum()), "stars that we did": int((lead <= -30).sum()), "of": few}
+    print(json.dumps({"name": "fit, stars with exact derivatives in batches", "value": round(ours, 2), "unit": "stars/s and core",
                       "peer": round(peer, 3), "ratio": round(ours / peer, 1), "target": ">= 100", **details}))
+    print(json.dumps({"name": "fit, stars on all cores of this moment", "value": round(everything, 1), "unit": "stars/s", "threads": threads, "target": ">= 300 on two cores"}))
     error = np.abs(result.table["velocity"].value - velocity)
     print(json.dumps({"name": "fit, velocities found within 1 km/s of ±1000 searched", "value": round(float(np.mean(error < 1)), 4), "unit": "of all", "target": ">= 0.99"}))
 
