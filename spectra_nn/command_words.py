@@ -70,15 +70,18 @@ def _reading(kind: Any) -> dict:
         return _reading(options[0])
     return dict(type=kind, metavar=_WORDS[kind])
 
-# %% ../nbs/11b_command_words.ipynb #3a2f168e
+# %% ../nbs/11b_command_words.ipynb #49777b09
 class CommandParser(argparse.ArgumentParser):
     "A parser that ends with status 2 and says which option may have been meant."
 
     def error(self, message: str) -> None:
+        "End with status 2 and a hint."
         self.exit(2, f"spectra-nn: {message}\nTry: {self.prog} --help\n")
 
-
-def command_parser(verb: Callable) -> argparse.ArgumentParser:
+# %% ../nbs/11b_command_words.ipynb #3198ef1e
+def command_parser(
+    verb: Callable,            # a function with a comment on every argument
+) -> argparse.ArgumentParser:  # whose help says the same
     "Make the parser of a verb from its signature."
     from fastcore.docments import docments
 
@@ -102,8 +105,11 @@ def command_parser(verb: Callable) -> argparse.ArgumentParser:
             parser.add_argument(option, default=default, help=help + shown, **_reading(kinds[name]))
     return parser
 
-# %% ../nbs/11b_command_words.ipynb #8e470c9f
-def check_out(path: Path, *suffixes: str) -> Path:
+# %% ../nbs/11b_command_words.ipynb #45cda8eb
+def check_out(
+    path: Path,     # where something is to be written
+    *suffixes: str, # of a file, such as '.fits'; none for a folder
+) -> Path:          # the same path
     "Refuse early what could not be written late."
     from spectra_nn.core import SpectraError
 
@@ -118,30 +124,39 @@ def check_out(path: Path, *suffixes: str) -> Path:
         raise SpectraError(f"--out {path} cannot be written: {folder} is {'not yours to write' if folder.is_dir() else 'a file, not a folder'}")
     return path
 
-
-def emulator_named(word: str) -> Any:
+# %% ../nbs/11b_command_words.ipynb #3a0feb4b
+def emulator_named(
+    word: str, # a file, or the name of a built-in one
+) -> Any:      # an `Emulator`
     "Load an emulator from a file, or a built-in one by its name."
+    from spectra_nn import hub
     from spectra_nn.core import SpectraError, asset, nearest_name
     from spectra_nn.emulator import Emulator
 
     if Path(word).exists() or Path(word).suffix:
         return Emulator.load(word)
-    built_in = sorted(path.stem for path in asset("README.md").parent.glob("*.safetensors"))
+    folder = asset("README.md").parent
+    built_in = sorted(entry.name for entry in hub.list(task="stellar emulator") if (folder / f"{entry.name}.safetensors").exists())
     if word in built_in:
         return Emulator.load(asset(f"{word}.safetensors"))
     near = nearest_name(word, built_in)
     raise SpectraError(f"there is no file {word}, and no built-in emulator of that name; built in: {', '.join(built_in) or 'none'}."
                        + (f" Did you mean {near!r}?" if near else ""))
 
-
-def stamped(path: Path, what: str) -> Path:
+# %% ../nbs/11b_command_words.ipynb #5721a00f
+def stamped(
+    path: Path, # of a file that is written
+    what: str,  # is written beside it
+) -> Path:      # a name with date and time
     "A name beside `path` that holds date and time: e.safetensors → e_validation_2026-11-21_23-45-00."
     import datetime
 
     return path.with_name(f"{path.stem}_{what}_{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
 
-# %% ../nbs/11b_command_words.ipynb #ae82d2bf
-def named_instrument(name: str) -> Any:
+# %% ../nbs/11b_command_words.ipynb #a2211884
+def named_instrument(
+    name: str, # in letters of either size
+) -> Any:      # an `Instrument`
     "A named instrument; a `SpectraError` lists those there are."
     from spectra_nn import instruments
     from spectra_nn.core import SpectraError, nearest_name
@@ -153,8 +168,12 @@ def named_instrument(name: str) -> Any:
         raise SpectraError(f"unknown instrument {name!r}; there are {', '.join(known)}." + (f" Did you mean {near}?" if near else ""))
     return found
 
-
-def read_files(files: list[Path], frame: str | None, error: str | float | None) -> Any:
+# %% ../nbs/11b_command_words.ipynb #aa7712f6
+def read_files(
+    files: list[Path],          # of any kind that `read_spectra` reads
+    frame: str | None,          # medium of the wavelengths, where the files do not say it
+    error: str | float | None,  # what a third column is, or the error as a fraction of the flux
+) -> Any:                       # `Spectra`, all of them, in order
     "Spectra of all files; say on the error output which could not be read."
     from spectra_nn.core import SpectraError
     from spectra_nn.instruments import read_spectra

@@ -27,7 +27,7 @@ from .training import History, TrainConfig, train
 __all__ = ['GalaxyAutoencoder', 'GalaxyRecipe', 'train_spender', 'EncodeFlag', 'Encoding', 'encode_projection',
            'project_calibrated', 'encode', 'reconstruct', 'restframe', 'save_galaxy_model', 'load_galaxy_model']
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #d008f294
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #985bda1b
 class GalaxyAutoencoder(nn.Module):
     """Latents of galaxies to restframe spectra and back.
 
@@ -59,11 +59,17 @@ class GalaxyAutoencoder(nn.Module):
             for value in network.layers[-1].parameters(): nn.init.zeros_(value)
 
     @property
-    def population(self) -> Population: return Population(self.mean, self.axes, self.direction)
+    def population(self) -> Population:
+        "The Gaussian population that the coefficients of galaxies are drawn from."
+        return Population(self.mean, self.axes, self.direction)
 
-    def guess(self, linear: Tensor) -> Tensor: return (_encode(self, linear) - self.centre) @ torch.linalg.inv(self.turn).T
+    def guess(self, linear: Tensor) -> Tensor:
+        "Latents (n, n_latent) that the encoder guesses from linear ones (n, n_component)."
+        return (_encode(self, linear) - self.centre) @ torch.linalg.inv(self.turn).T
 
-    def forward(self, latents: Tensor) -> Tensor: return _decode(self, self.centre + latents.to(self.mean) @ self.turn.T)
+    def forward(self, latents: Tensor) -> Tensor:
+        "Normalised coefficients (n, n_component) of the basis for latents (n, n_latent)."
+        return _decode(self, self.centre + latents.to(self.mean) @ self.turn.T)
 
     def __repr__(self) -> str:
         kind = f"networks of {'-'.join(map(str, self.widths))}" if self.widths else "linear"
@@ -199,7 +205,7 @@ def _canonical(model: GalaxyAutoencoder, projection: Projection) -> None:
         turn = torch.linalg.eigh(power)[1].flip(1)
         model.turn.copy_(spread @ (turn * torch.where(turn.sum(0) < 0, -1., 1.)))
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #36b5b3b7
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #99e87927
 class EncodeFlag(IntFlag):
     "What may be wrong with the latents of a spectrum; bits add up, 0 is good."
     BAD_INPUT = 1          # no usable pixel, or no redshift; the row is the average galaxy with the population's width
@@ -209,7 +215,7 @@ class EncodeFlag(IntFlag):
     POOR_CHI2 = 16         # chi2 per pixel above 3
     UNUSUAL = 32           # a latent beyond 5: further out than any training set reaches
 
-
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #23cba8ab
 class Encoding(NamedTuple):
     "Galaxies as a model sees them; float64."
     latents: Tensor    # (n_spec, n_latent)
@@ -284,7 +290,7 @@ def project_calibrated(
                           plain.power[rows] - (right.mT @ solved[..., -1:])[:, 0, 0], plain.n_valid[rows]))
     return Projection(*(torch.cat(part) for part in zip(*parts)))
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #d9328600
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #2bfc186e
 def encode(
     model: GalaxyAutoencoder, # trained
     data: RedshiftedSpectra,  # observations, with redshifts
@@ -297,7 +303,7 @@ def encode(
     found = encode_projection(model, projection, refine)
     return found._replace(amplitude=found.amplitude * data.scale.to(found.amplitude))
 
-
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #aaabe787
 def reconstruct(
     model: GalaxyAutoencoder, # trained
     data: RedshiftedSpectra,  # observations
@@ -312,7 +318,7 @@ def reconstruct(
             parts.append([torch.where(valid[0], part * encoding.amplitude[row].to(part), torch.nan) for part in (flux, error)])
     return tuple(torch.stack(part) for part in zip(*parts))
 
-
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #f1b88f1d
 def restframe(
     model: GalaxyAutoencoder, # trained
     encoding: Encoding,       # of galaxies
@@ -329,7 +335,7 @@ def _with_error(model: GalaxyAutoencoder, encoding: Encoding, row: int, design: 
     slopes = design @ (slopes[0] @ torch.linalg.cholesky(encoding.covariance[row])).to(design)
     return design @ coefficients[0].to(design), slopes.square().sum(1).sqrt()
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #9fa175dc
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #1732cd21
 _FORMAT = "spectra_nn galaxy autoencoder"
 
 
@@ -344,7 +350,7 @@ def save_galaxy_model(
     with atomic_write(path) as temporary:
         save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, temporary, metadata=header)
 
-
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #32e07839
 def load_galaxy_model(
     path: str | Path,        # .safetensors
 ) -> tuple[GalaxyAutoencoder, dict]: # the model and its description

@@ -14,7 +14,7 @@ from .command_words import check_out, named_instrument, read_files
 __all__ = ['galaxy_model', 'known_redshifts', 'prep_galaxies', 'train_spender', 'encode', 'reconstruct', 'redshift', 'outliers',
            'save_figures', 'hub']
 
-# %% ../nbs/11c_galaxy_commands.ipynb #0189af10
+# %% ../nbs/11c_galaxy_commands.ipynb #89f36466
 def galaxy_model(
     word: str, # a file, or a name of the hub
 ) -> Any:      # a `GalaxyAutoencoder`
@@ -29,7 +29,7 @@ def galaxy_model(
     raise SpectraError(f"{word} is a model of the kind {kind}; expected a GalaxyAutoencoder, such as sdss_mock or what `spectra-nn train-spender` writes."
                        + (" Published spender models are used from Python, where they bring their instrument along: see notebook 07_spender." if isinstance(found, tuple) else ""))
 
-
+# %% ../nbs/11c_galaxy_commands.ipynb #a703ce69
 def known_redshifts(
     spectra: Any,    # `Spectra` with what their files told of them
     z: float | None, # of all of them; None to ask the files
@@ -46,7 +46,7 @@ def known_redshifts(
     if not np.isfinite(found).any(): raise SpectraError("the files tell no redshift. Give --z for all of them, or find them first with `spectra-nn redshift`.")
     return found
 
-# %% ../nbs/11c_galaxy_commands.ipynb #5f90a200
+# %% ../nbs/11c_galaxy_commands.ipynb #e49f0dbe
 def prep_galaxies(
     files: list[Path],                     # spectra of a survey, in any number of files
     *,
@@ -70,7 +70,7 @@ def prep_galaxies(
     print(report)
     return 0
 
-
+# %% ../nbs/11c_galaxy_commands.ipynb #9eb75f1d
 def train_spender(
     shards: list[Path],                    # folders made by prep-galaxies, one for each instrument
     *,
@@ -138,7 +138,7 @@ def _encoding_table(data: Any, found: Any) -> Any:
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in EncodeFlag})
     return table
 
-# %% ../nbs/11c_galaxy_commands.ipynb #edba21c9
+# %% ../nbs/11c_galaxy_commands.ipynb #27e82677
 def encode(
     model: str,                            # model file, or its name on the hub, such as sdss_mock
     files: list[Path],                     # spectra: of a survey, .npz with wave, flux, ivar and perhaps z and ids, or text
@@ -167,7 +167,7 @@ def encode(
     print(f"{len(data)} spectra, {int((found.flags == 0).sum())} without a flag; median χ² per pixel {usual:.2f}\nwritten: {out}")
     return 0
 
-
+# %% ../nbs/11c_galaxy_commands.ipynb #e120e7b4
 def reconstruct(
     model: str,                            # model file, or its name on the hub, such as sdss_mock
     files: list[Path],                     # spectra, as for encode
@@ -201,7 +201,7 @@ def reconstruct(
     print(f"written: {out}, {len(data)} spectra of {len(data.wave)} pixels, restframe {network.basis.rest_wave[0]:.0f}-{network.basis.rest_wave[-1]:.0f} Å")
     return 0
 
-# %% ../nbs/11c_galaxy_commands.ipynb #8714ffbb
+# %% ../nbs/11c_galaxy_commands.ipynb #1a92ec3f
 def redshift(
     model: str,                            # model file, or its name on the hub, such as sdss_mock
     files: list[Path],                     # spectra, as for encode
@@ -232,7 +232,7 @@ def redshift(
     print(f"{result.summary()}\nwritten: {out}" + (f", {plots}/" if plots else ""))
     return 0
 
-
+# %% ../nbs/11c_galaxy_commands.ipynb #1572be7d
 def outliers(
     model: str,                            # model file, or its name on the hub, such as sdss_mock
     files: list[Path],                     # spectra, as for encode
@@ -268,7 +268,7 @@ def outliers(
     print(f"{result}\nwritten: {out}" + (f", {gallery}" if gallery else ""))
     return 0
 
-
+# %% ../nbs/11c_galaxy_commands.ipynb #51a43e8f
 def save_figures(
     draw: Any,    # figure of row i
     ids: Any,     # names of the rows

@@ -109,7 +109,7 @@ def redshifted(
     as_tensor = lambda a: torch.as_tensor(a, dtype=torch.float32)  # noqa: E731
     return RedshiftedSpectra(spectra.wave, as_tensor(flux / scale), as_tensor(ivar * scale**2), torch.as_tensor(np.nan_to_num(z)), as_tensor(scale[:, 0]), resolution, tuple(map(str, spectra.ids)))
 
-# %% ../nbs/07b_restframe_basis.ipynb #bc8eda49
+# %% ../nbs/07b_restframe_basis.ipynb #27c1f796
 class RestBasis(nn.Module):
     "Restframe spectra `basis` (n_component, n_rest) on `rest_wave` (n_rest,), uniform in ln λ, vacuum Å, with resolving power `resolution`."
     def __init__(self, rest_wave: np.ndarray, basis: Tensor, resolution: float | None = None):
@@ -132,7 +132,7 @@ class RestBasis(nn.Module):
         "Prepare to render on the pixels `wave` (n_pix,), Å, with resolving power `resolution` (n_pix,)."
         return _view(self, np.asarray(wave, np.float64), resolution)
 
-
+# %% ../nbs/07b_restframe_basis.ipynb #9f988588
 class BasisView(NamedTuple):
     "A basis as one instrument can see it."
     coefficients: Tensor   # (1, n_rest + 5, n_level · n_component) splines of the basis at each level of blur
@@ -181,7 +181,7 @@ def render(
         values = (values.unflatten(-1, (3, -1)) * view.mixture[..., None]).sum(-2)
     return values * valid[..., None], valid
 
-# %% ../nbs/07b_restframe_basis.ipynb #4b9fe00c
+# %% ../nbs/07b_restframe_basis.ipynb #02dd2f88
 class Projection(NamedTuple):
     "What spectra say about the coefficients of a basis; float64."
     matrix: Tensor  # (n_spec, n_component, n_component) A
@@ -195,7 +195,7 @@ class Projection(NamedTuple):
         "Keep some of the spectra."
         return Projection(*(part[rows] for part in (self.matrix, self.vector, self.power, self.n_valid)))
 
-
+# %% ../nbs/07b_restframe_basis.ipynb #2c4a7030
 def chi_squared(
     projection: Projection, # of the spectra
     coefficients: Tensor,   # (n_spec, n_component)
@@ -204,7 +204,7 @@ def chi_squared(
     c = coefficients.to(projection.vector)
     return projection.power - 2 * (c * projection.vector).sum(-1) + torch.einsum("nk,nkl,nl->n", c, projection.matrix, c)
 
-
+# %% ../nbs/07b_restframe_basis.ipynb #84005930
 def project(
     basis: RestBasis,        # restframe spectra
     data: RedshiftedSpectra, # observations
@@ -309,7 +309,7 @@ def fit_restframe_basis(
             basis = RestBasis(basis.rest_wave.numpy(), _orthonormal(better), basis.resolution)
     return basis
 
-# %% ../nbs/07b_restframe_basis.ipynb #4d2d5030
+# %% ../nbs/07b_restframe_basis.ipynb #6981af8d
 class Population(NamedTuple):
     "A Gaussian population of normalised coefficients; float64."
     mean: Tensor      # (n_component,) μ
@@ -324,14 +324,14 @@ class Population(NamedTuple):
         "Return coefficients (n, n_component) of amplitude 1; missing latents are 0."
         return self.mean + latents @ self.axes[:, :latents.shape[1]].T
 
-
+# %% ../nbs/07b_restframe_basis.ipynb #57cf0a2d
 class Solution(NamedTuple):
     "Normalised coefficients of spectra; float64."
     mean: Tensor       # (n_spec, n_component)
     covariance: Tensor # (n_spec, n_component, n_component)
     amplitude: Tensor  # (n_spec,)
 
-
+# %% ../nbs/07b_restframe_basis.ipynb #058f98d3
 def solve_with_prior(
     projection: Projection, # of spectra on the basis
     population: Population, # the prior

@@ -114,7 +114,7 @@ def test_card_is_true(name):
 
 
 def test_selection_and_suggestions():
-    assert [entry.name for entry in hub.list("*_flow")] == ["sdss_II_galaxy_flow", "desi_edr_galaxy_flow", "desi_edr_star_flow"]
+    assert [entry.name for entry in hub.list("*_flow")] == ["sdss_mock_flow", "sdss_II_galaxy_flow", "desi_edr_galaxy_flow", "desi_edr_star_flow"]
     assert {entry.task for entry in hub.list(task="stellar")} == {"stellar emulator"}
     assert "no model fits" in repr(hub.list("quasar"))
     assert "<td>sdss_II</td>" in hub.list()._repr_html_()
