@@ -399,7 +399,7 @@ def _weights(setup: _Setup, data: _Data, scaled: Tensor, velocity: Tensor) -> Te
     if data.basis is not None: error = error * _continuum(flux, data.ivar.sqrt(), data.flux, data.basis)[0]
     return torch.sqrt(data.ivar / (1 + data.ivar * error**2))
 
-# %% ../nbs/05_fitting.ipynb #a3d0c87d
+# %% ../nbs/05_fitting.ipynb #6bd45e4a
 def _in_bins(setup: _Setup, data: _Data, weight: Tensor) -> tuple[_Setup, _Data, Tensor]:
     "Return setup, data and weights (k, n_bin) of spectra whose neighbouring pixels are averaged."
     model, whole = setup.bins
@@ -425,9 +425,9 @@ def _refine(setup: _Setup, data: _Data, scaled: Tensor, velocity: Tensor, window
     weight = _weights(setup, data, *at(start))
     if setup.bins is not None or setup.use_emulator_error or setup.systematic:
         problem = _problem(*((setup, data, weight) if setup.bins is None else _in_bins(setup, data, weight)))
-        start = levenberg_marquardt(problem, start, low, high, prior=prior, max_steps=15, tolerance=0.1, leap=100.).parameters
+        start = levenberg_marquardt(problem, start, low, high, prior=prior, max_steps=15, tolerance=0.1, leap=30.).parameters
         weight = _weights(setup, data, *at(start))
-    found = solve(weight, start, max_steps=60, tolerance=1e-3, leap=0.05)
+    found = solve(weight, start, max_steps=60, tolerance=1e-3, leap=0.02)
     for _ in range(4 if setup.robust else 0):
         doubted = weight * _doubt(setup, data, weight, *at(found.parameters))
         found = solve(doubted, found.parameters, max_steps=30, tolerance=1e-3)
