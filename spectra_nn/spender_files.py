@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['read_legacy', 'LegacyWarning', 'build_autoencoder', 'load_checkpoint', 'save_autoencoder', 'load_autoencoder']
 
-# %% ../nbs/07a_spender_files.ipynb #ef4f8faa
+# %% ../nbs/07a_spender_files.ipynb #72100779
 import json
 import os
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ def _admitted() -> list:
     return [np.ndarray, np.dtype, *kinds, (rebuild, "numpy.core.multiarray._reconstruct"), (rebuild, "numpy._core.multiarray._reconstruct"),
             (_latin_bytes, "_codecs.encode")]
 
-# %% ../nbs/07a_spender_files.ipynb #500221d6
+# %% ../nbs/07a_spender_files.ipynb #23c94bfe
 def read_legacy(
     path: str | os.PathLike,          # a checkpoint of spender, .pt
 ) -> tuple[dict[str, Tensor], Any]:   # arrays by their present names, on the CPU; and the losses that were stored, or None
@@ -47,12 +46,11 @@ def read_legacy(
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise SpectraError(f"{path} cannot be read: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # of whatever kind the reader of a damaged file stumbles over
         wanted = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
-        told = f"wants to call {wanted[1]}, which is never done. Is it a whole model rather than its state_dict?" if wanted else "is not a PyTorch checkpoint of arrays"
-        raise SpectraError(f"{path} {told}") from error
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise SpectraError(f"{path} is not a readable PyTorch checkpoint ({str(error).splitlines()[0][:120]}). Was the download cut short?") from error
+        if wanted: raise SpectraError(f"{path} wants to call {wanted[1]}, which is never done. Is it a whole model rather than its state_dict?") from error
+        if type(error).__name__ == "UnpicklingError": raise SpectraError(f"{path} is not a PyTorch checkpoint of arrays") from error
+        raise SpectraError(f"{path} is not a readable PyTorch checkpoint ({(str(error).splitlines() or [type(error).__name__])[0][:120]}). Was the download cut short?") from error
     losses = content.get("losses") if isinstance(content, Mapping) else None
     model = content["model"] if isinstance(content, Mapping) and "model" in content else content
     model = model[0] if isinstance(model, (list, tuple)) and len(model) else model
