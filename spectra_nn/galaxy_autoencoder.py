@@ -262,13 +262,13 @@ def encode_projection(
         flags = sum(mark.long() * flag.value for flag, mark in marks.items())
         return Encoding(found.parameters, torch.linalg.inv(found.hessian), amplitude, chi2, projection.n_valid, flags)
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #3f96c249
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #79a03eed
 def project_calibrated(
     model: GalaxyAutoencoder, # trained
     data: RedshiftedSpectra,  # observations
     calibration: float = 0.03, # how far flux calibration may be off, as a fraction
     order: int = 6,           # of the polynomial in wavelength
-    chunk: int = 32,          # spectra at a time
+    chunk: int = 4,           # spectra at a time
 ) -> Projection:              # with the uncertain calibration eliminated
     "Reduce spectra to what they say about a basis when their flux calibration is uncertain."
     plain, view, parts = project(model.basis, data), model.basis.view(data.wave, data.resolution), []

@@ -204,15 +204,16 @@ def chi_squared(
     c = coefficients.to(projection.vector)
     return projection.power - 2 * (c * projection.vector).sum(-1) + torch.einsum("nk,nkl,nl->n", c, projection.matrix, c)
 
-# %% ../nbs/07b_restframe_basis.ipynb #84005930
+# %% ../nbs/07b_restframe_basis.ipynb #d174e7ce
 def project(
     basis: RestBasis,        # restframe spectra
     data: RedshiftedSpectra, # observations
-    chunk: int = 32,         # spectra at a time
+    chunk: int | None = None, # spectra at a time; None for as many as the processor's cache holds
     progress: bool = False,  # show a bar
 ) -> Projection:             # of every spectrum, on its own
     "Reduce spectra to what they say about a basis."
     view, parts = basis.view(data.wave, data.resolution), []
+    chunk = chunk or (4 if data.flux.device.type == "cpu" else 256)
     with torch.no_grad():
         for begin in tqdm(range(0, len(data), chunk), desc="project", disable=not progress):
             rows = slice(begin, begin + chunk)
@@ -223,7 +224,7 @@ def project(
             parts.append((rooted.mT @ rooted, (rooted.mT @ flux)[..., 0], flux.double().square().sum((1, 2)), (weight > 0).sum(1)))
     return Projection(*(torch.cat(part).double() for part in zip(*parts)))
 
-# %% ../nbs/07b_restframe_basis.ipynb #3136359c
+# %% ../nbs/07b_restframe_basis.ipynb #34ac85d0
 def _to_rest(values: Tensor, weight: Tensor, position: Tensor, length: int) -> tuple[Tensor, Tensor]:
     "Bring pixel values (n, n_pix) with weights to the restframe grid: weighted means of the pixels that fall on each point, shared between two."
     at = position.floor().long()
@@ -237,7 +238,7 @@ def _to_rest(values: Tensor, weight: Tensor, position: Tensor, length: int) -> t
     return sums[0, :, :length], sums[1, :, :length]
 
 
-def _improve(basis: RestBasis, data: Sequence[RedshiftedSpectra], coefficients: Sequence[Tensor], ridge: float, chunk: int = 32) -> Tensor:
+def _improve(basis: RestBasis, data: Sequence[RedshiftedSpectra], coefficients: Sequence[Tensor], ridge: float, chunk: int = 4) -> Tensor:
     "Return the correction (n_component, n_rest) of the basis from the residuals of all spectra."
     n, length = len(basis), len(basis.rest_wave)
     normal = basis.basis.new_zeros(length, n * n)
