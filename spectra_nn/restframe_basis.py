@@ -224,7 +224,7 @@ def project(
             parts.append((rooted.mT @ rooted, (rooted.mT @ flux)[..., 0], flux.double().square().sum((1, 2)), (weight > 0).sum(1)))
     return Projection(*(torch.cat(part).double() for part in zip(*parts)))
 
-# %% ../nbs/07b_restframe_basis.ipynb #34ac85d0
+# %% ../nbs/07b_restframe_basis.ipynb #3136359c
 def _to_rest(values: Tensor, weight: Tensor, position: Tensor, length: int) -> tuple[Tensor, Tensor]:
     "Bring pixel values (n, n_pix) with weights to the restframe grid: weighted means of the pixels that fall on each point, shared between two."
     at = position.floor().long()
@@ -238,7 +238,7 @@ def _to_rest(values: Tensor, weight: Tensor, position: Tensor, length: int) -> t
     return sums[0, :, :length], sums[1, :, :length]
 
 
-def _improve(basis: RestBasis, data: Sequence[RedshiftedSpectra], coefficients: Sequence[Tensor], ridge: float, chunk: int = 4) -> Tensor:
+def _improve(basis: RestBasis, data: Sequence[RedshiftedSpectra], coefficients: Sequence[Tensor], ridge: float, chunk: int = 32) -> Tensor:
     "Return the correction (n_component, n_rest) of the basis from the residuals of all spectra."
     n, length = len(basis), len(basis.rest_wave)
     normal = basis.basis.new_zeros(length, n * n)
