@@ -23,10 +23,11 @@ from .restframe_basis import BasisView, Population, RedshiftedSpectra, RestBasis
 
 # %% auto #0
 __all__ = ['RedshiftFlag', 'find_spikes', 'Scan', 'prior_penalty', 'prepare_scan', 'normal_matrices', 'chi_squared_curve',
-           'find_minima', 'Refined', 'refine', 'sharpen', 'ErrorModel', 'Template', 'one_grid_each', 'template_basis',
-           'star_basis', 'side_by_side', 'estimate_redshift', 'RedshiftResult', 'calibrate_errors']
+           'find_minima', 'Refined', 'Profile', 'refine', 'sharpen', 'ErrorModel', 'Template', 'one_grid_each',
+           'SecondScan', 'prepare_second_scan', 'free_calibration', 'second_source_curve', 'without_best_stretch',
+           'template_basis', 'star_basis', 'side_by_side', 'estimate_redshift', 'RedshiftResult', 'calibrate_errors']
 
-# %% ../nbs/08_redshift.ipynb #7118e8c4
+# %% ../nbs/08_redshift.ipynb #0183c4d8
 class RedshiftFlag(IntFlag):
     "What may be wrong with a redshift; bits add up, 0 is good."
     BAD_INPUT = 1          # no good pixel that the model reaches at any redshift; the row is NaN
@@ -37,7 +38,7 @@ class RedshiftFlag(IntFlag):
     NEGATIVE_AMPLITUDE = 32 # the best model is a galaxy of negative brightness
     NOT_CONVERGED = 64     # χ² has no valley where the scan saw one
     OTHER_CLASS = 128      # a template of another class fits better
-    SECOND_SOURCE = 256    # what the best model leaves looks like a spectrum at another redshift: a blend, or no galaxy
+    SECOND_SOURCE = 256    # with a second galaxy at another redshift the fit is much better: a blend, and either may be the one that was meant
 
 # %% ../nbs/08_redshift.ipynb #cff026a4
 def find_spikes(
@@ -150,24 +151,34 @@ def normal_matrices(
     matrix[:, k, l] = torch.fft.irfft(scan.double * weight[:, None], scan.n_fft)[..., scan.shift]
     return matrix.add_(scan.penalty.triu()[None, :, :, None])
 
-# %% ../nbs/08_redshift.ipynb #c6a8c71f
+# %% ../nbs/08_redshift.ipynb #76676ff3
 def chi_squared_curve(
     scan: Scan,    # a basis, ready
     flux: Tensor,  # (n_spec, n_pix) flux, mean near 1
     ivar: Tensor,  # (n_spec, n_pix) 0 where bad
-    matrix: Tensor | None = None, # `normal_matrices` of the same spectra, if they are at hand
 ) -> Tensor:       # (n_spec, n_z) χ² with the best coefficients at each redshift, float64
     "Compare spectra with a basis at all redshifts."
-    if matrix is None: matrix = normal_matrices(scan, ivar)
     pull = torch.fft.rfft(_onto(scan, (ivar * flux).double()), scan.n_fft).conj()
     vector = torch.fft.irfft(scan.single * pull[:, None], scan.n_fft)[..., scan.shift]
-    return _power(scan, flux, ivar) - _reduction(matrix.clone(), vector)
+    return _power(scan, flux, ivar) - _reduction(normal_matrices(scan, ivar), vector)
 
-# %% ../nbs/08_redshift.ipynb #0050015f
+# %% ../nbs/08_redshift.ipynb #6786e9f0
 def _smooth(flux: Tensor, ivar: Tensor, width: int = 101) -> Tensor:
     "Return the running weighted mean (n_spec, n_pix) of spectra."
-    mean = lambda values: nn.functional.avg_pool1d(values[:, None], width, 1, width // 2)[:, 0]  # noqa: E731
-    return mean(ivar * flux) / mean(ivar).clamp_min(1e-30)
+    n = flux.shape[1]
+    low, high = (torch.arange(n, device=flux.device) - width // 2).clamp_min(0), (torch.arange(n, device=flux.device) + width // 2 + 1).clamp_max(n)
+
+    def total(values: Tensor) -> Tensor:
+        running = nn.functional.pad(values.double().cumsum(1), (1, 0))
+        return running[:, high] - running[:, low]
+
+    weight = total(ivar)
+    return (total(ivar * flux) / weight.clamp_min(1e-9 * ivar.double().amax(1, keepdim=True) + 1e-30)).to(flux)
+
+
+def _null(part: RedshiftedSpectra) -> Tensor:
+    "Return χ² (n_spec, n_pix) of the null model in each pixel."
+    return part.ivar * (part.flux - _smooth(part.flux, part.ivar)).square()
 
 
 def _power(scan: Scan, flux: Tensor, ivar: Tensor) -> Tensor:
@@ -223,15 +234,24 @@ def _sloped(view: BasisView, coefficients: Tensor, log_z: Tensor, small: float =
     slope = (both[0] - both[1]) / (2 * small * view.step)
     return slope[..., 0] if view.mixture is None else (slope * view.mixture).sum(-1)
 
-# %% ../nbs/08_redshift.ipynb #41ae95b6
-def _profile(view: BasisView, flux: Tensor, root: Tensor, log_z: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "Return design (n, n_pix, n_component) and residual (n, n_pix), both over the errors, normal matrix and best coefficients at given redshifts."
+# %% ../nbs/08_redshift.ipynb #31411670
+class Profile(NamedTuple):
+    "Spectra with their best mixtures at given redshifts."
+    root: Tensor         # (n, n_pix) one over the errors, 0 where bad or out of reach
+    design: Tensor       # (n, n_pix, n_component) the basis, over the errors
+    residual: Tensor     # (n, n_pix) data less model, over the errors
+    matrix: Tensor       # (n, n_component, n_component) of the normal equations; float64
+    coefficients: Tensor # (n, n_component) float64
+
+
+def _profile(view: BasisView, flux: Tensor, root: Tensor, log_z: Tensor, penalty: Tensor) -> Profile:
+    "Find the best mixtures at given redshifts."
     design = render(view, torch.expm1(log_z))[0] * root[..., None]
     matrix = (design.mT @ design).double() + penalty
     found = torch.linalg.solve(matrix, (design.mT @ (flux * root)[..., None]).double())
-    return design, flux * root - (design @ found.to(design))[..., 0], matrix, found[..., 0]
+    return Profile(root, design, flux * root - (design @ found.to(design))[..., 0], matrix, found[..., 0])
 
-
+# %% ../nbs/08_redshift.ipynb #d6a83dec
 def _within(view: BasisView, log_z: Tensor, spare: float = 2.) -> Tensor:
     "Return True (n, n_pix) where a basis reaches, with some pixels to spare."
     position = view.position - log_z[:, None] / view.step
@@ -250,7 +270,7 @@ def refine(
     weight = ivar * _within(view, log_z)
     root, n_valid = weight.sqrt(), (weight > 0).sum(1)
     for _ in range(turns):
-        design, residual, matrix, found = _profile(view, flux, root, log_z, penalty)
+        _, design, residual, matrix, found = _profile(view, flux, root, log_z, penalty)
         slope = _sloped(view, found, log_z) * root
         cross = (design.mT @ slope[..., None]).double()
         curvature = (slope.double().square().sum(1) - (cross * torch.linalg.solve(matrix, cross)).sum((1, 2))).clamp_min(1e-12)
@@ -259,7 +279,7 @@ def refine(
     held = torch.einsum("nk,kl,nl->n", found, penalty, found)
     return Refined(log_z, curvature, chi2 + held, chi2, n_valid, found, step / view.step)
 
-# %% ../nbs/08_redshift.ipynb #7546cf71
+# %% ../nbs/08_redshift.ipynb #31604e94
 def sharpen(
     view: BasisView, # a basis as the instrument sees it
     flux: Tensor,    # (n, n_pix) mean near 1
@@ -270,14 +290,14 @@ def sharpen(
     "Find the minimum and the curvature of χ² from its values at three redshifts."
     root = (ivar * _within(view, near.log_z)).sqrt()
     width = view.step  # one pixel: interpolation smooths the noise of a basis, and does so alike at all three
-    points = [_profile(view, flux, root, near.log_z + side * width, penalty)[1::2] for side in (-1, 0, 1)]
-    chi2 = torch.stack([residual.double().square().sum(1) for residual, _ in points])
-    total = chi2 + torch.stack([torch.einsum("nk,kl,nl->n", found, penalty, found) for _, found in points])
+    points = [_profile(view, flux, root, near.log_z + side * width, penalty) for side in (-1, 0, 1)]
+    found = torch.stack([point.coefficients for point in points])
+    chi2 = torch.stack([point.residual.double().square().sum(1) for point in points])
+    total = chi2 + torch.einsum("snk,kl,snl->sn", found, penalty, found)
     bend = total[0] - 2 * total[1] + total[2]
     valley = bend > 1e-6
     at = torch.where(valley, 0.5 * (total[0] - total[2]) / bend.clamp_min(1e-6), 0.).clamp(-2, 2)  # in units of the width
     parabola = lambda p: p[1] + at * (p[2] - p[0]) / 2 + at.square() * (p[0] - 2 * p[1] + p[2]) / 2  # noqa: E731
-    found = torch.stack([found for _, found in points])
     return Refined(near.log_z + at * width, torch.where(valley, bend / (2 * width**2), 0.), parabola(total), parabola(chi2), near.n_valid,
                    found[1] + (at[:, None] * (found[2] - found[0]) / 2), at * width / view.step)
 
@@ -333,19 +353,112 @@ def one_grid_each(
     rows = [np.flatnonzero(group.reshape(-1) == k) for k in range(group.max() + 1)]
     return [(k, Spectra(spectra.wave[k[0]], spectra.flux[k], spectra.ivar[k], frame=spectra.frame, ids=[spectra.ids[i] for i in k])) for k in rows]
 
-# %% ../nbs/08_redshift.ipynb #4741eefd
-def _second_source(settings: _Settings, scan: Scan, view: BasisView, part: RedshiftedSpectra, best: dict[str, Tensor], matrix: Tensor) -> dict[str, Tensor]:
-    "Look for another redshift in what the best model leaves: where, and by how much its χ² is below that of all others."
-    design, valid = render(view, torch.expm1(best["log_z"]))
-    left = torch.where(valid, part.flux - (design @ best["coefficients"].to(design)[..., None])[..., 0], 0.)
-    left = torch.where(valid, left - _smooth(left, part.ivar * valid), 0.)
-    curve = chi_squared_curve(scan, left, part.ivar, matrix)
-    nothing = (part.ivar * left.square()).double().sum(1)
-    log_z = torch.as_tensor(settings.log_z, device=curve.device)
-    elsewhere = (log_z - best["log_z"][:, None]).abs() > 14 * settings.basis.step
-    at, value = find_minima(torch.where(elsewhere, curve, torch.inf), 2)
-    stands_out = torch.minimum(nothing, value[:, 1]) - value[:, 0]
-    return dict(second_log_z=log_z[0] + at[:, 0] * settings.basis.step, second=stands_out.clamp_min(0))
+# %% ../nbs/08_redshift.ipynb #d3e2fd2f
+class SecondScan(NamedTuple):
+    "A few spectra of a population made ready to be offered, at all redshifts of a coarse grid, beside a best model."
+    scan: Scan          # on wide pixels; its penalty is that of the second galaxy
+    n_wide: int         # pixels of the scan in a wide one
+    start: int          # empty pixels before the first
+    brightness: Tensor  # (n_component,) what a coefficient adds to the amplitude
+
+# %% ../nbs/08_redshift.ipynb #1ad09433
+def prepare_second_scan(
+    scan: Scan,                    # of the basis
+    population: Population | None, # of its coefficients; None takes the first spectra of the basis
+    n_component: int = 3,          # spectra that a second galaxy is made of
+    n_wide: int = 2,               # pixels to add up
+) -> SecondScan:
+    "Make the first spectra of a population ready to be offered beside a best model."
+    spectra = torch.fft.irfft(scan.single, scan.n_fft)[:, :scan.n_rest]
+    if population is None: mix, penalty = spectra[:n_component], scan.penalty[:n_component, :n_component]
+    else:
+        mix = torch.cat([population.mean[None], population.axes.T[:n_component - 1]]).to(spectra) @ spectra
+        penalty = torch.diag(torch.cat([1e-3 * mix.new_ones(1), mix.new_ones(len(mix) - 1)]))
+    start = scan.first % n_wide
+    mix = mix[:, :mix.shape[1] // n_wide * n_wide].unflatten(1, (-1, n_wide)).mean(2)
+    first, length, n_z = (scan.first - start) // n_wide, -(-(scan.length + start) // n_wide), -(-scan.n_z // n_wide)
+    n_fft = _fft_length(max(first + length + 1, mix.shape[1] - first + n_z + 1, length + 1))
+    k, l = torch.triu_indices(len(mix), len(mix))
+    shift = torch.arange(first, first - n_z, -1, device=mix.device) % n_fft
+    brightness = mix.mean(1) if population is None else torch.eye(len(mix), device=mix.device).to(mix)[0]
+    return SecondScan(Scan(scan.position, length, first, n_z, shift, torch.fft.rfft(mix, n_fft), torch.fft.rfft(mix[k] * mix[l], n_fft), penalty, mix.shape[1], n_fft), n_wide, start, brightness)
+
+# %% ../nbs/08_redshift.ipynb #fa4d867f
+def free_calibration(
+    best: Profile,      # best mixtures
+    wave: np.ndarray,   # (n_pix,) wavelengths
+    penalty: Tensor,    # (n_component, n_component) of `prior_penalty`
+    order: int = 3,     # of the polynomial that a calibration is off by
+    width: float = 0.05, # of its prior, as a fraction of the flux
+) -> Profile:           # with as many more spectra in the design
+    "Let the flux calibration of best mixtures be free as well."
+    x = 2 * np.log(wave / wave[0]) / np.log(wave[-1] / wave[0]) - 1
+    bends = torch.as_tensor(np.polynomial.chebyshev.chebvander(x, order)[:, 1:]).to(best.design)
+    model = best.design @ best.coefficients.to(best.design)[..., None]
+    design = torch.cat([best.design, bends * model], 2)
+    prior = torch.block_diag(penalty, width**-2 * torch.eye(order, dtype=penalty.dtype, device=penalty.device))
+    matrix = (design.mT @ design).double() + prior
+    found = nn.functional.pad(best.coefficients, (0, order))
+    step = torch.linalg.solve(matrix, (design.mT @ best.residual[..., None]).double() - prior @ found[..., None])
+    return Profile(best.root, design, best.residual - (design @ step.to(design))[..., 0], matrix, found + step[..., 0])
+
+# %% ../nbs/08_redshift.ipynb #5bf8a6eb
+def second_source_curve(
+    scan: Scan,         # of the basis
+    second: SecondScan, # of `prepare_second_scan`
+    best: Profile,      # of the first galaxies
+) -> tuple[Tensor, Tensor, Tensor]: # (n, n_z) χ² that a second galaxy saves; S (n, K, K, n_z) and u (n, K, n_z), from which it is made
+    "Offer a second galaxy at all redshifts, the first one free to readjust."
+    freed = torch.linalg.inv(torch.linalg.cholesky(best.matrix)).to(best.design) @ best.design.mT  # (n, K, n_pix), XᵀW^½ with A taken out
+
+    def transform(values: Tensor) -> Tensor:
+        fine = nn.functional.pad(_onto(scan, values), (second.start, second.n_wide * second.scan.length - scan.length - second.start))
+        return torch.fft.rfft(fine.unflatten(1, (-1, second.n_wide)).sum(2), second.scan.n_fft).conj()
+
+    correlate = lambda bank, values: torch.fft.irfft(bank.to(torch.complex64) * transform(values)[:, None], second.scan.n_fft)[..., second.scan.shift].double()  # noqa: E731
+    k, l = torch.triu_indices(len(second.brightness), len(second.brightness))
+    shared = torch.stack([correlate(second.scan.single, best.root * freed[:, row]) for row in range(freed.shape[1])], 1)
+    matrix = shared.new_zeros(len(shared), len(second.brightness), len(second.brightness), second.scan.n_z)
+    single = (1 + 1e-4 * (k == l)).to(matrix)[:, None]  # a spectrum that the first galaxy can make itself is no evidence, and single precision knows no less
+    matrix[:, k, l] = correlate(second.scan.double, best.root.square()) * single - (shared[:, :, k] * shared[:, :, l]).sum(1) + second.scan.penalty[k, l][:, None]
+    vector = correlate(second.scan.single, best.root * best.residual)
+    return _reduction(matrix.clone(), vector.clone()), matrix, vector
+
+# %% ../nbs/08_redshift.ipynb #bc33b1d4
+def _second_source(settings: _Settings, scan: Scan, second: SecondScan, best: dict[str, Tensor], profile: Profile) -> dict[str, Tensor]:
+    "Look for a second galaxy: where, by how much it beats one at any other redshift, and its share of the light."
+    saved, matrix, vector = second_source_curve(scan, second, profile)
+    step, n = settings.basis.step * second.n_wide, torch.arange(len(saved), device=saved.device)
+    grid = settings.log_z[0] + step * torch.arange(second.scan.n_z, device=saved.device)
+    near = (grid - best["log_z"][:, None]).abs() <= 14 * settings.basis.step
+    at, value = find_minima(torch.where(near, torch.inf, -saved), 5, 14 // second.n_wide)
+    cell = at.round().long().clamp(0, second.scan.n_z - 1)
+    there, u = matrix[n[:, None], :, :, cell], vector[n[:, None], :, cell]
+    found = torch.linalg.solve(there.triu() + there.triu(1).mT, u[..., None])[..., 0]
+    light = found @ second.brightness
+    value = torch.where((light > 0) & torch.isfinite(value), -value, 0.)  # a galaxy of negative brightness is none
+    (first, runner_up), rank = value.topk(2, dim=1)[0].unbind(1), value.argmax(1)
+    share = (light[n, rank] / (light[n, rank] + best["brightness"].clamp_min(0)).clamp_min(1e-9)).clamp(0, 1)
+    return dict(second_log_z=grid[0] + at[n, rank] * step, second=first - runner_up, share=torch.where(first > 0, share, 0.))
+
+# %% ../nbs/08_redshift.ipynb #6caabb7b
+def without_best_stretch(
+    saved: Tensor,   # (n, n_pix) what pixels save in χ²
+    width: int = 21, # pixels of the stretch, odd
+) -> Tensor:         # (n,) their sum without the stretch that saves most
+    "Sum what pixels save in χ², and leave out the stretch that counts most."
+    stretch = width * nn.functional.avg_pool1d(saved[:, None], width, 1, width // 2)[:, 0]
+    return saved.sum(1) - stretch.amax(1)
+
+# %% ../nbs/08_redshift.ipynb #3bf87999
+def _robust_difference(view: BasisView, part: RedshiftedSpectra, best: dict[str, Tensor], profile: Profile, penalty: Tensor, velocity: float = 1450.) -> Tensor:
+    "Return by how much (n,) χ² of the second minimum is above that of the first, the stretch left out in which it is so most; infinite where there is no second."
+    null, other = _null(part), best["minima"][:, 1]
+    there = _profile(view, part.flux, (part.ivar * _within(view, other)).sqrt(), other, penalty)
+    left = lambda p: torch.where(p.root > 0, p.residual.square(), null)  # noqa: E731
+    width = int(velocity / SPEED_OF_LIGHT / np.median(np.diff(np.log(part.wave)))) // 2 * 2 + 1
+    robust = without_best_stretch((left(there) - left(profile)).double(), width)
+    return torch.where(torch.isfinite(best["height"][:, 1]), robust, torch.inf)
 
 # %% ../nbs/08_redshift.ipynb #92f7f248
 def template_basis(
@@ -389,7 +502,7 @@ def _class_margins(settings: _Settings, view: BasisView, part: RedshiftedSpectra
         margins.append(torch.where(theirs.n_valid >= 200, margin, torch.nan))
     return torch.stack(margins, 1)
 
-# %% ../nbs/08_redshift.ipynb #1170bfb4
+# %% ../nbs/08_redshift.ipynb #8865f0af
 def _refined_minima(settings: _Settings, scan: Scan, view: BasisView, part: RedshiftedSpectra, curve: Tensor) -> dict[str, Tensor]:
     "Find the minima of curves, refine those that may be the deepest, and put them in order."
     at, value = find_minima(curve, settings.n_best)
@@ -399,7 +512,9 @@ def _refined_minima(settings: _Settings, scan: Scan, view: BasisView, part: Reds
     row, column = torch.nonzero(value < value[:, :1] + 100, as_tuple=True)
     if len(row):
         exact = refine(view, part.flux[row], part.ivar[row], log_z[row, column], scan.penalty)
+        beyond = (_null(part)[row] * ~_within(view, log_z[row, column])).double().sum(1)  # all redshifts are compared over the same pixels
         for name, there in exact._asdict().items(): getattr(found, name)[row, column] = there.to(getattr(found, name))
+        found.objective[row, column] += beyond
         cost = torch.as_tensor(np.interp(found.log_z.cpu(), settings.log_z, settings.cost.cpu())).to(value)
         value = value - value[:, :1]
         shifted = found.objective + cost
@@ -416,7 +531,7 @@ def _refined_minima(settings: _Settings, scan: Scan, view: BasisView, part: Reds
     minima = torch.cat([best.log_z[:, None], take(found.log_z)[:, 1:]], 1)
     return best._asdict() | {"minima": minima, "height": take(value) - take(value)[:, :1]}
 
-# %% ../nbs/08_redshift.ipynb #bd710404
+# %% ../nbs/08_redshift.ipynb #9960ba1c
 def _flags(settings: _Settings, part: RedshiftedSpectra, best: dict[str, Tensor], bad: Tensor) -> Tensor:
     "Return the flags (n_spec,) of redshifts."
     flag, step = torch.zeros_like(bad, dtype=torch.int32), settings.basis.step
@@ -424,8 +539,8 @@ def _flags(settings: _Settings, part: RedshiftedSpectra, best: dict[str, Tensor]
     reduced = best["chi2"] / (best["n_valid"] - len(settings.basis) - 1).clamp_min(1)
     flag = raised(best["n_valid"].nan_to_num(0) < 200, RedshiftFlag.FEW_PIXELS)
     doubt = settings.least_delta_chi2 + 0.05 * (best["chi2"] - best["n_valid"]).clamp_min(0)
-    if settings.n_best > 1: flag = raised(best["height"][:, 1] < doubt, RedshiftFlag.SMALL_DELTA_CHI2)
-    flag = raised((best["second"] > 80) & (best["second"] > 0.03 * best["chi2"]), RedshiftFlag.SECOND_SOURCE)
+    if settings.n_best > 1: flag = raised((best["height"][:, 1] < doubt) | (best["robust"] < settings.least_delta_chi2), RedshiftFlag.SMALL_DELTA_CHI2)
+    flag = raised((best["second"] > 25) & ((best["share"] > 0.2) | (best["second"] > 0.03 * best["chi2"]) & (best["second"] > 80)), RedshiftFlag.SECOND_SOURCE)
     flag = raised((best["log_z"] < settings.log_z[0] + step) | (best["log_z"] > settings.log_z[-1] - step), RedshiftFlag.AT_EDGE)
     flag = raised(reduced > settings.poor_chi2, RedshiftFlag.POOR_CHI2)
     flag = raised(best["brightness"] <= 0, RedshiftFlag.NEGATIVE_AMPLITUDE)
@@ -433,26 +548,28 @@ def _flags(settings: _Settings, part: RedshiftedSpectra, best: dict[str, Tensor]
     if settings.templates: flag = raised((best["margins"] < 0).any(1), RedshiftFlag.OTHER_CLASS)
     return torch.where(bad, int(RedshiftFlag.BAD_INPUT), flag)
 
-# %% ../nbs/08_redshift.ipynb #a1784bec
+# %% ../nbs/08_redshift.ipynb #52de43cd
 @torch.no_grad()
-def _estimate_chunk(settings: _Settings, scan: Scan, view: BasisView, part: RedshiftedSpectra) -> dict[str, np.ndarray]:
+def _estimate_chunk(settings: _Settings, scan: Scan, second: SecondScan, view: BasisView, part: RedshiftedSpectra) -> dict[str, np.ndarray]:
     "Everything about the redshifts of some spectra, as arrays."
-    matrix = normal_matrices(scan, part.ivar)
-    curve = chi_squared_curve(scan, part.flux, part.ivar, matrix) + settings.cost
+    curve = chi_squared_curve(scan, part.flux, part.ivar) + settings.cost
     bad = ~torch.isfinite(curve).all(1) | ~(part.ivar.double() @ _ever(scan, view) > 0)
     curve = torch.where(bad[:, None], 0., curve)
-    best = _refined_minima(settings, scan, view, replace(part, ivar=torch.where(bad[:, None], 0., part.ivar)), curve)
+    part = replace(part, flux=torch.where(bad[:, None], 0., part.flux), ivar=torch.where(bad[:, None], 0., part.ivar))
+    best = _refined_minima(settings, scan, view, part, curve)
     population, c = settings.population, best["coefficients"]
     best["brightness"] = c.new_ones(len(c)) if population is None else c @ population.direction.to(c)
     if population is None: best["brightness"] = (c.float() @ settings.basis.basis).mean(1).double()
-    best |= _second_source(settings, scan, view, part, best, matrix)
+    profile = _profile(view, part.flux, (part.ivar * _within(view, best["log_z"])).sqrt(), best["log_z"], scan.penalty)
+    best |= _second_source(settings, scan, second, best, free_calibration(profile, part.wave, scan.penalty))
+    if settings.n_best > 1: best["robust"] = _robust_difference(view, part, best, profile, scan.penalty)
     if settings.templates: best["margins"] = _class_margins(settings, view, part, best, scan.penalty)
     dof = (best["n_valid"] - len(settings.basis) - 1).clamp_min(0)
     inflation = settings.errors.scale**2 * (best["chi2"] / dof.clamp_min(1)).clamp_min(1)
     variance = inflation / best["curvature"] + (settings.errors.floor / SPEED_OF_LIGHT)**2
-    out = dict(z=torch.expm1(best["log_z"]), z_err=torch.exp(best["log_z"]) * variance.sqrt(), chi2=best["chi2"], dof=dof, delta_chi2=best["height"][:, 1] if settings.n_best > 1 else None,
+    out = dict(z=torch.expm1(best["log_z"]), z_err=torch.exp(best["log_z"]) * variance.sqrt(), chi2=best["chi2"], dof=dof, delta_chi2=best["height"][:, 1] if settings.n_best > 1 else None, delta_chi2_rest=best.get("robust"),
                minima_z=torch.expm1(torch.where(torch.isfinite(best["height"]), best["minima"], torch.nan)), minima_delta_chi2=best["height"],
-               second_z=torch.expm1(best["second_log_z"]), second_delta_chi2=best["second"], margins=best.get("margins"), coefficients=c, inflation=inflation)
+               second_z=torch.expm1(best["second_log_z"]), second_delta_chi2=best["second"], second_share=best["share"], margins=best.get("margins"), coefficients=c, inflation=inflation)
     out = {name: torch.where(bad if values.ndim == 1 else bad[:, None], torch.nan, values.double()) for name, values in out.items() if values is not None}
     out["curve"] = (curve - curve.amin(1, keepdim=True)).float() if settings.keep else curve[:, :0].float()
     out |= dict(flags=_flags(settings, part, best, bad), scale=part.scale)
@@ -526,7 +643,7 @@ def side_by_side(
     else:
         with ThreadPoolExecutor(n_thread, initializer=torch.set_num_threads, initargs=(1,)) as pool: yield from pool.map(function, items)
 
-# %% ../nbs/08_redshift.ipynb #5f5fd0f2
+# %% ../nbs/08_redshift.ipynb #85114a9a
 def estimate_redshift(
     model: Any,               # a `RestBasis`, or a model of galaxies with one as `.basis`, and its `.population`
     spectra: Any,             # `Spectra` of any instrument, or an object like those of specutils
@@ -559,21 +676,21 @@ def estimate_redshift(
             data = redshifted(group, 0., instrument, error_floor=error_floor).to(device)
             data = replace(data, ivar=torch.where(find_spikes(data), 0., data.ivar))
             scan = prepare_scan(basis, data.wave, log_z, resolution=data.resolution, population=population)
-            work = partial(_estimate_chunk, settings, scan, basis.view(data.wave, data.resolution))
+            work = partial(_estimate_chunk, settings, scan, prepare_second_scan(scan, population), basis.view(data.wave, data.resolution))
             for part in side_by_side(work, [data[k:k + settings.chunk] for k in range(0, len(data), settings.chunk)], device):
                 parts.append(part)
                 bar.update(len(part["z"]))
             rows.append(chosen)
     return _result(settings, spectra, np.concatenate(rows) if rows else np.zeros(0, int), parts)
 
-# %% ../nbs/08_redshift.ipynb #878b9acc
+# %% ../nbs/08_redshift.ipynb #33d32cc8
 @dataclass(frozen=True, repr=False)
 class RedshiftResult:
     """Redshifts, one row per spectrum in the order given.
 
     Parameters
     ----------
-    table : QTable with `id`, `z`, `z_err`, `chi2`, `dof`, `delta_chi2` to the second minimum, `flags`, a second source (`second_z`, `second_delta_chi2`), the minima (`minima_z`, `minima_delta_chi2`), and with templates `class` and `class_margin`.
+    table : QTable with `id`, `z`, `z_err`, `chi2`, `dof`, `delta_chi2` to the second minimum, `flags`, `delta_chi2_rest`, the same without the stretch of spectrum that tells most between the two, a second source (`second_z`, `second_delta_chi2`, `second_share` of the light), the minima (`minima_z`, `minima_delta_chi2`), and with templates `class` and `class_margin`.
     z_grid : (n_z,) redshifts of the scan, uniform in ln(1 + z); None for a result that was read from a file, as are all that follow.
     curves : (n_spec, n_z) χ² above its minimum, prior included; no columns if they were not kept.
     coefficients : (n_spec, n_component) of the best model.
@@ -611,7 +728,7 @@ class RedshiftResult:
         return _model_flux(self, row)
 
     def plot(self, row: int = 0):
-        "Plot spectrum `row` with its model and line names, and χ² with its minima; return the figure."
+        "Plot spectrum `row` with its model and line names, χ² with its minima, and P(z); return the figure."
         return _plot(self, row)
 
     def write(self, path: str | os.PathLike) -> None:
@@ -627,7 +744,7 @@ class RedshiftResult:
         "Say how many redshifts were found, how precise, and how often each flag was raised."
         return _summary(self)
 
-# %% ../nbs/08_redshift.ipynb #6c94a76b
+# %% ../nbs/08_redshift.ipynb #cbc5c791
 def _result(settings: _Settings, spectra: Spectra, rows: np.ndarray, parts: list[dict[str, np.ndarray]]) -> RedshiftResult:
     "Put chunks together, in the order of the spectra."
     from astropy.table import QTable
@@ -639,16 +756,16 @@ def _result(settings: _Settings, spectra: Spectra, rows: np.ndarray, parts: list
     table = QTable({"id": np.asarray(spectra.ids, dtype=str)})
     for name in ("z", "z_err", "chi2"): table[name] = take(name)
     table["dof"] = np.nan_to_num(take("dof")).astype(np.int64)
-    if k > 1: table["delta_chi2"] = take("delta_chi2")
+    for name in ("delta_chi2", "delta_chi2_rest")[:2 * (k > 1)]: table[name] = take(name)
     table["flags"] = take("flags").astype(np.int32)
-    for name in ("second_z", "second_delta_chi2"): table[name] = take(name)
+    for name in ("second_z", "second_delta_chi2", "second_share"): table[name] = take(name)
     for name in ("minima_z", "minima_delta_chi2"): table[name] = take(name).reshape(n, k)
     if settings.templates:
         margins = np.where(np.isnan(take("margins")), np.inf, take("margins"))
         least, names = margins.min(1), np.array([*settings.templates])
         table["class"] = np.where(table["flags"] & RedshiftFlag.BAD_INPUT.value, "", np.where(least < 0, names[margins.argmin(1)], "GALAXY"))
         table["class_margin"] = np.where(np.isfinite(least), least, np.nan)
-    for name, form in dict(z=".6f", z_err=".6f", chi2=".1f", delta_chi2=".1f", second_z=".5f", second_delta_chi2=".1f").items():
+    for name, form in dict(z=".6f", z_err=".6f", chi2=".1f", delta_chi2=".1f", delta_chi2_rest=".1f", second_z=".5f", second_delta_chi2=".1f", second_share=".2f").items():
         if name in table.colnames: table[name].info.format = form
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in RedshiftFlag}, ZMIN=float(np.expm1(settings.log_z[0])), ZMAX=float(np.expm1(settings.log_z[-1])))
     return RedshiftResult(table, np.expm1(settings.log_z), take("curve"), take("coefficients"), spectra,
@@ -701,7 +818,7 @@ def _model_flux(result: RedshiftResult, row: int) -> np.ndarray:
 
 _LINES = {"[O II]": 3728.5, "K": 3934.8, "H": 3969.6, "Hδ": 4102.9, "G": 4305.6, "Hγ": 4341.7, "Hβ": 4862.7, "[O III]": 5008.2, "Mg": 5176.6, "Na": 5895.6, "[O I]": 6302.0, "Hα": 6564.6, "[S II]": 6725.}  # vacuum Å
 
-# %% ../nbs/08_redshift.ipynb #c6e97fc7
+# %% ../nbs/08_redshift.ipynb #880df7e8
 def _plot(result: RedshiftResult, row: int):
     "Draw one spectrum and its χ²(z)."
     import matplotlib.pyplot as plt
@@ -709,7 +826,7 @@ def _plot(result: RedshiftResult, row: int):
     model, row = result.model_flux(row), range(len(result))[row]
     one, entry = result.spectra[[row]].to_frame("vacuum"), result.table[row]
     wave, good, z = np.atleast_2d(one.wave)[0], one.ivar[0] > 0, float(entry["z"])
-    fig, (top, bottom) = plt.subplots(2, 1, figsize=(9, 5), height_ratios=[3, 2], constrained_layout=True)
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(8, 4.4), height_ratios=[3, 2], constrained_layout=True)
     top.plot(wave[good], one.flux[0][good], color="0.7", lw=0.6)
     top.plot(wave, model, color="C1", lw=0.8)
     names = " ".join(flag.name for flag in RedshiftFlag if result.flags[row] & flag.value)
@@ -723,7 +840,18 @@ def _plot(result: RedshiftResult, row: int):
     if result.curves.shape[1]: bottom.plot(result.z_grid, result.curves[row], lw=0.7)
     for rank, (there, height) in enumerate(result.minima[row]): bottom.plot(there, height, "v" if rank else "o", color="C3" if rank else "C1", ms=5)
     bottom.set(xlabel="redshift", ylabel="Δχ²", xlim=result.z_grid[[0, -1]])
+    if result.curves.shape[1] and np.isfinite(z): _draw_probability(result, row, bottom.twinx())
     return fig
+
+
+def _draw_probability(result: RedshiftResult, row: int, ax: Any) -> None:
+    "Draw P(z) of one spectrum, in 400 bins or so, so that narrow peaks are seen."
+    width = max(len(result.z_grid) // 400, 1)
+    one = replace(result, curves=result.curves[[row]], setup=result.setup | dict(inflation=result.setup["inflation"][[row]]))
+    share = np.add.reduceat(one.probability[0], np.arange(0, len(result.z_grid), width))
+    ax.step(result.z_grid[::width], share, where="post", color="tab:green", lw=0.9, alpha=0.8)
+    ax.set(ylim=(0, 1.1), yticks=[0, 0.5, 1])
+    ax.set_ylabel("P(z) in a bin", color="tab:green")
 
 # %% ../nbs/08_redshift.ipynb #01d603fc
 def calibrate_errors(

@@ -5,13 +5,15 @@ import pytest
 import torch
 from astropy.table import QTable
 
-from spectra_nn.core import Spectra, SpectraError, log_grid, stack_spectra
+from spectra_nn.core import Spectra, SpectraError, asset, log_grid, stack_spectra
+from spectra_nn.galaxy_autoencoder import load_galaxy_model
 from spectra_nn.instruments import SDSS
 from spectra_nn.redshift import (
     ErrorModel, RedshiftFlag, RedshiftResult, Template, calibrate_errors, chi_squared_curve, estimate_redshift, find_minima, find_spikes,
     one_grid_each, prepare_scan, template_basis,
 )
 from spectra_nn.restframe_basis import Population, RestBasis, redshifted, render
+from spectra_nn.spectrum_files import info_column, read_spectra
 
 torch.set_num_threads(1)
 LINES = {3728: 8.0, 4341: 1.0, 4862: 3.0, 5008: 6.0, 6565: 10.0}
@@ -185,6 +187,73 @@ def test_second_source(basis):
     found = estimate_redshift(basis, blend, (0.0, 0.5), progress=False)
     assert found.flags[0] & RedshiftFlag.SECOND_SOURCE and not found.flags[1] & RedshiftFlag.SECOND_SOURCE
     assert abs(found.table["z"][0] - 0.1) < 1e-3 and abs(found.table["second_z"][0] - 0.25) < 2e-3
+
+
+def test_the_fainter_galaxy_with_lines_does_not_win_unnoticed():
+    "Bright mock galaxies without lines and fainter ones full of them in one fibre: whichever redshift is found, the other is named."
+    survey = read_spectra(asset("mock_galaxies.npz"), progress=False)
+    z, forming, kind, snr = (info_column(survey, f"truth_{name}") for name in ("z_true", "ssfr", "outlier", "snr"))
+    usable = (kind == 0) & (snr > 6) & (z > 0.05) & (z < 0.4)
+    quiet, lively = np.flatnonzero(usable & (forming < -11.5))[:12], np.flatnonzero(usable & (forming > -10.0))[:12]
+    lively = lively[np.argsort(z[lively])][::-1] if abs(z[quiet] - z[lively]).min() < 0.02 else lively
+    keep = np.abs(z[quiet] - z[lively]) > 0.02
+    quiet, lively = quiet[keep], lively[keep]
+    share = 0.7 * np.median(survey.flux[quiet], 1) / np.median(survey.flux[lively], 1)
+    variance = 1 / np.where(survey.ivar > 0, survey.ivar, np.inf)
+    good = (survey.ivar[quiet] > 0) & (survey.ivar[lively] > 0)
+    ivar = np.where(good, 1 / np.maximum(variance[quiet] + (share**2)[:, None] * variance[lively], 1e-30), 0.0)
+    blends = Spectra(survey.wave, survey.flux[quiet] + share[:, None] * survey.flux[lively], ivar, frame="vacuum")
+    model, _ = load_galaxy_model(asset("sdss_mock.safetensors"))
+    found = estimate_redshift(model, blends, (0.0, 0.5), instrument=SDSS, progress=False)
+    alone = estimate_redshift(model, survey[np.concatenate([quiet, lively])], (0.0, 0.5), instrument=SDSS, progress=False)
+    lines_won = np.abs(found.table["z"] - z[lively]) < 1e-3
+    assert len(quiet) >= 8 and lines_won.sum() >= 3, "otherwise this test is none"
+    assert ((found.flags & RedshiftFlag.SECOND_SOURCE) > 0).mean() > 0.85 and (found.flags[lines_won] > 0).all()
+    other = np.where(lines_won, z[quiet], z[lively])
+    assert (np.abs(found.table["second_z"] - other) < 2e-3).mean() > 0.8
+    assert ((alone.flags & RedshiftFlag.SECOND_SOURCE) > 0).sum() <= 1
+
+
+def test_a_calibration_that_is_off_is_no_second_galaxy(basis, population):
+    z = np.random.default_rng(5).uniform(0.05, 0.4, 20)
+    x = np.linspace(-1, 1, len(WAVE))
+    bent = observe(basis, z, 25.0, seed=4)
+    bent = Spectra(WAVE, bent.flux * (1 + 0.04 * x**2 - 0.03 * x**3), bent.ivar, frame="vacuum")
+    found = estimate_redshift(basis, bent, (0.0, 0.5), population=population, error_floor=0, progress=False)
+    assert np.abs(found.table["z"] - z).max() < 1e-3
+    assert ((found.flags & RedshiftFlag.SECOND_SOURCE) > 0).sum() <= 1
+
+
+@pytest.fixture(scope="module")
+def two_lines():
+    """A flat continuum and two lines of different width, each of its own strength."""
+    rest = log_grid(2400.0, 7000.0, 69.03)
+    line = lambda at, width: np.exp(-0.5 * (np.log(rest / at) / width) ** 2)  # noqa: E731
+    return RestBasis(rest, torch.as_tensor(np.stack([np.ones_like(rest), line(4000, 4e-4), line(5000, 6e-4)])).float())
+
+
+def lined(basis, z, strengths, snr=5.0, seed=0):
+    "A flat spectrum with its two lines."
+    flux = (render(basis.view(WAVE), torch.tensor([z]))[0] @ torch.tensor([[1.0], [strengths[0]], [strengths[1]]]))[0, :, 0].numpy().astype(float)
+    noise = np.random.default_rng(seed).standard_normal(len(WAVE)) / snr
+    return Spectra(WAVE, (flux + noise)[None], np.full((1, len(WAVE)), snr**2), frame="vacuum")
+
+
+def test_one_line_decides_nothing(two_lines):
+    "The shape of one strong line is a large difference in χ², and yet no redshift; two lines are one."
+    one = estimate_redshift(two_lines, lined(two_lines, 0.375, (8.0, 0.0)), (0.0, 0.5), error_floor=0, progress=False)
+    both = estimate_redshift(two_lines, lined(two_lines, 0.375, (8.0, 2.0)), (0.0, 0.5), error_floor=0, progress=False)
+    assert one.table["delta_chi2"][0] > 100 and one.table["delta_chi2_rest"][0] < 25 and one.flags[0] & RedshiftFlag.SMALL_DELTA_CHI2
+    assert abs(both.table["z"][0] - 0.375) < 1e-4 and both.table["delta_chi2_rest"][0] > 100 and both.flags[0] == 0
+
+
+def test_refined_minima_are_compared_over_the_same_pixels(two_lines):
+    "At z = 0.1 the basis ends at 7700 Å and half as many pixels are explained as at z = 0.375: fewer pixels are no smaller χ²."
+    unsure = estimate_redshift(two_lines, lined(two_lines, 0.375, (1.5, 0.0), seed=1), (0.0, 0.5), error_floor=0, progress=False)
+    (best, _), (second, height) = unsure.minima[0][:2]
+    assert abs(best - 0.375) < 1e-3 and abs(second - 0.1) < 1e-3 and (WAVE > 7000 * 1.1).sum() > 500
+    heights = unsure.curves[0][[int(np.abs(unsure.z_grid - z).argmin()) for z in (best, second)]]
+    assert abs(heights[1] - heights[0] - height) < 10, "the refinement changes χ² by a little, not by the pixels that are out of reach"
 
 
 @pytest.mark.parametrize("suffix", ["fits", "ecsv"])
