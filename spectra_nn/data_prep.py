@@ -331,7 +331,7 @@ def plot_report(
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
-# %% ../nbs/01_data_prep.ipynb #7db47927
+# %% ../nbs/01_data_prep.ipynb #fa1791fc
 @dataclass(frozen=True, eq=False)
 class _Sources:
     """Files and what the tables say about them.
@@ -363,9 +363,9 @@ class _Sources:
     n_without_file: int
 
 
-def _natural(path: Path) -> list:
+def _natural(name: str) -> list:
     "Sort key that puts 2.spec before 10.spec."
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def list_spectra(
@@ -377,13 +377,13 @@ def list_spectra(
     if not folder.is_dir():
         raise SpectraError(f"{folder} is not a folder{'' if folder.exists() else ': it does not exist'}.")
     with os.scandir(folder) as entries:
-        names = [folder / entry.name for entry in entries if entry.is_file()]
-    found = sorted((path for path in names if path.name.endswith(suffixes)), key=_natural)
+        names = [entry.name for entry in entries if entry.is_file()]
+    found = sorted((name for name in names if name.endswith(suffixes)), key=_natural)
     if not found:
-        others = Counter(path.suffix or path.name for path in names).most_common(3)
+        others = Counter(Path(name).suffix or name for name in names).most_common(3)
         hint = f"It has {', '.join(f'{count} {kind}' for kind, count in others)}; set suffix." if others else "It is empty."
         raise SpectraError(f"no file in {folder} ends in {' or '.join(suffixes)}. {hint}")
-    return found
+    return [folder / name for name in found]
 
 # %% ../nbs/01_data_prep.ipynb #c9044b90
 def _rows_of(files: Sequence[Path], names: np.ndarray) -> tuple[np.ndarray, list[str], int]:
@@ -407,7 +407,7 @@ def _amounts(value: Any, table: Mapping[str, np.ndarray], name: str) -> np.ndarr
     key = next(iter(table))
     return np.broadcast_to(np.asarray(value, float), (len(table[key]),))
 
-# %% ../nbs/01_data_prep.ipynb #95d1bc5d
+# %% ../nbs/01_data_prep.ipynb #382d70bf
 def _gather_sources(folders, tables, suffix, key, broadening: Mapping[str, Any], **label_options: Any) -> _Sources:
     "Find the files of all folders and join them with their tables."
     paths, reasons, labels, amounts, n_without, names = [], [], [], [], 0, None
@@ -420,10 +420,9 @@ def _gather_sources(folders, tables, suffix, key, broadening: Mapping[str, Any],
         names = new_names
         rows, why, without = _rows_of(files, table[key])
         values = np.vstack([values, np.full(len(names), np.nan)])[rows]  # the last row, -1, is for files without one
-        bad = [name for name in names]
-        for i, (value, row) in enumerate(zip(values, rows)):
-            if row >= 0 and not np.isfinite(value).all():
-                why[i] = f"label {', '.join(name for name, ok in zip(bad, np.isfinite(value)) if not ok)} is not a finite number"
+        finite = np.isfinite(values)
+        for i in np.flatnonzero((rows >= 0) & ~finite.all(axis=1)):
+            why[i] = f"label {', '.join(name for name, ok in zip(names, finite[i]) if not ok)} is not a finite number"
         kinds = {name: _amounts(value, table, name)[rows] for name, value in broadening.items()}
         for i in range(len(files)):
             amounts.append({name: float(column[i]) for name, column in kinds.items() if column[i] != 0})

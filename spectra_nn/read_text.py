@@ -107,16 +107,15 @@ def _padded(text: bytes, memory: dict) -> _Text:
     buffer[_MARGIN : _MARGIN + len(text)] = text
     return _Text(buffer, len(text))
 
-# %% ../nbs/00b_read_text.ipynb #7348414c
+# %% ../nbs/00b_read_text.ipynb #bebf94b2
 def _join_digits(
     word: np.ndarray, # (n,) uint64, eight digits 0 to 9 each, the first in the lowest byte; overwritten
 ) -> np.ndarray:      # (n,) uint64, the numbers
     "Join digits to pairs, pairs to fours, fours to a number."
-    for bits, ten, mask in ((8, 10, 0x00FF00FF00FF00FF), (16, 100, 0x0000FFFF0000FFFF), (32, 10_000, 0x00000000FFFFFFFF)):
-        right = word >> np.uint64(bits)
-        word *= np.uint64(ten)
-        word += right
-        word &= np.uint64(mask)
+    for kind, bits, ten in (("<u2", 8, 10), ("<u4", 16, 100), ("<u8", 32, 10_000)):
+        word = word.view(kind)
+        word *= ten * 2**bits + 1
+        word >>= bits
     return word
 
 # %% ../nbs/00b_read_text.ipynb #059096d6
@@ -208,7 +207,7 @@ def _line_words(line: bytes, spans: Sequence[tuple[int, int]]) -> list[_Word]:
         words.append(_Word(first, _bytes_word(keep), _bytes_word(template), _bytes_word(fixed), digits))
     return words
 
-# %% ../nbs/00b_read_text.ipynb #a1fe8861
+# %% ../nbs/00b_read_text.ipynb #f41ab108
 def _take(data: np.ndarray, starts: range, at: int) -> np.ndarray:
     "Eight bytes of each line as one number; (n_line,) uint64, a view."
     return np.ndarray((len(starts),), "<u8", data, starts.start + at, (starts.step,))
@@ -230,7 +229,7 @@ def _convert(
             digits &= word.keep
         single = digits.view(np.uint8).reshape(-1, 8)
         if single.max() > 9 or np.bitwise_or.reduce(digits) & word.fixed:
-            differs = (single > 9).any(axis=1) | (digits & word.fixed != 0)
+            differs = (single > 9).view("<u8").ravel() | digits & word.fixed != 0
             wrong = differs if wrong is None else wrong | differs
         for k, (runs, times) in word.digits.items():
             if only is None or k == only:
@@ -245,7 +244,9 @@ def _push(digits: np.ndarray, runs: Sequence[tuple[np.uint64, np.uint64]]) -> np
     pushed = digits & mask
     pushed <<= bits
     for mask, bits in runs[1:]:
-        pushed |= (digits & mask) << bits
+        part = digits & mask
+        part <<= bits
+        pushed |= part
     return pushed
 
 # %% ../nbs/00b_read_text.ipynb #247f09c6
@@ -272,7 +273,7 @@ def _mend(buffer: bytearray, starts: range, columns: Sequence[int], wrong: np.nd
             value[row] = number
     return True
 
-# %% ../nbs/00b_read_text.ipynb #a3689dd6
+# %% ../nbs/00b_read_text.ipynb #d6effa51
 @dataclass(frozen=True)
 class _Before:
     """A file that has been read.
@@ -305,9 +306,9 @@ def _remember(data: np.ndarray, starts: range, columns: Sequence[int], layout: _
     return _Before(tuple(columns), starts.step, layout, [(at, _take(data, starts, at).copy()) for at in places], values)
 
 
-def _like_before(buffer: bytearray, starts: range, columns: Sequence[int], before: _Before | None) -> list[np.ndarray] | None:
+def _like_before(buffer: bytearray, starts: range, columns: Sequence[int], before: _Before) -> list[np.ndarray] | None:
     "Convert only the last column, if all that stands before it is as in the file before."
-    if before is None or before.columns != tuple(columns) or before.stride != starts.step or len(before.values[0]) != len(starts) or not before.prefix:
+    if before.columns != tuple(columns) or before.stride != starts.step or len(before.values[0]) != len(starts) or not before.prefix:
         return None
     data = np.frombuffer(buffer, np.uint8)
     if not all((_take(data, starts, at) == words).all() for at, words in before.prefix):
@@ -343,7 +344,7 @@ def _by_runs(buffer: bytearray, first: int, end: int, stride: int, columns: Sequ
                 return None
     return [np.concatenate(column) for column in zip(*parts)] or None
 
-# %% ../nbs/00b_read_text.ipynb #755fea9b
+# %% ../nbs/00b_read_text.ipynb #1cc086dc
 @cache
 def _header(comment: str) -> re.Pattern:
     "What blank lines and comments look like."
@@ -366,17 +367,18 @@ def _parse_fast(
     stride = buffer.find(b"\n", first, end) + 1 - first
     if stride < 4 or buffer[end - 1] != ord("\n"):
         return None
-    if (end - first) % stride == 0:
-        starts = range(first, end, stride)
-        if (values := _like_before(buffer, starts, columns, memory.get(("before", len(starts))))) is not None:
+    starts, known = range(first, end, stride), memory.setdefault("before", [])  # the one used last comes first
+    for k, before in enumerate(known if starts.start + len(starts) * stride == end else []):
+        if (values := _like_before(buffer, starts, columns, before)) is not None:
+            known.insert(0, known.pop(k))
             return values
     values = _by_runs(buffer, first, end, stride, columns)
-    if values is not None and len(values[0]) * stride == end - first and len(memory) < 10:
+    if values is not None and len(values[0]) * stride == end - first:
         layout = _find_layout(bytes(buffer[first : first + stride]), columns)
-        memory[("before", len(values[0]))] = _remember(np.frombuffer(buffer, np.uint8), range(first, end, stride), columns, layout, values)
+        known[:] = [_remember(np.frombuffer(buffer, np.uint8), starts, columns, layout, values), *known[:3]]
     return values
 
-# %% ../nbs/00b_read_text.ipynb #76563d82
+# %% ../nbs/00b_read_text.ipynb #78e910e1
 _WAVE_NAMES = ("wave", "wavelength", "wvl", "lambda", "lam", "wavelengths", "loglam", "log10_wave", "wl")
 _FLUX_NAMES = ("flux", "normalised_flux", "normalized_flux", "flxn", "norm_flux", "flux_norm", "spectrum")
 
@@ -399,15 +401,15 @@ def _parse_carefully(text: bytes, columns: Sequence[int], comment: str) -> list[
     body = text[_header_end(_padded(text, {}), comment) - _MARGIN :].decode("latin-1")
     if not body.strip():
         raise SpectraError("no line of data below the header")
-    first_line = body.splitlines()[0]
+    first_line, *more = body.splitlines()
     delimiter = "," if "," in first_line else ";" if ";" in first_line else None
     titled = not re.match(r"\s*[-+.\d]", first_line) and not re.match(r"\s*(nan|inf)", first_line, re.IGNORECASE)
+    if not any(line.partition(comment)[0].strip() for line in (more if titled else (first_line, *more))):
+        raise SpectraError("no line of data below the header")
     try:
         values = np.loadtxt(io.StringIO(body), usecols=tuple(columns), comments=comment, delimiter=delimiter, skiprows=int(titled), ndmin=2)
     except ValueError as error:
         raise SpectraError(f"unreadable: {str(error).splitlines()[0]}") from error
-    if len(values) == 0:
-        raise SpectraError("no line of data below the header")
     return list(values.T)
 
 # %% ../nbs/00b_read_text.ipynb #049cd8e0

@@ -82,6 +82,7 @@ FLAWS = {
     "one line": ((WAVE[:1], flux_of(0)[:1]), "one pixel"),
     "empty": (b"", "empty"),
     "header only": (b"#teff: 5000\n#Wavelength Normalised_flux\n", "no line of data"),
+    "title only": (b"#a longer header\nwavelength,flux\n#no more\n \n", "no line of data"),
     "binary": (bytes(range(256)) * 20, "not a text file"),
     "words": (b"#a longer header\n5330.0 hello\n5330.1 1.0\n", "unreadable"),
     "one column": (b"#a longer header\n5330.0\n5330.1\n", "unreadable"),
@@ -91,7 +92,9 @@ FLAWS = {
 @pytest.mark.parametrize("kind", FLAWS)
 def test_a_bad_file_is_rejected_with_its_reason_and_nothing_else_is_lost(tmp_path, kind):
     content, reason = FLAWS[kind]
-    grid = prepare_grid(make_folder(tmp_path / "specs", _5=content), **OPTIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the reason is enough
+        grid = prepare_grid(make_folder(tmp_path / "specs", _5=content), **OPTIONS)
     assert len(grid) == 11 and "5.spec" not in grid.file_names
     assert reason in dict(zip(grid.report.file, grid.report.reason))["5.spec"]
     assert str(grid.report).startswith("11 of 12 spectra accepted; 1 rejected")
@@ -134,6 +137,19 @@ def test_memory_of_the_file_before_never_leaks_into_the_next(tmp_path):
         wave = WAVE[: rng.choice([300, 301])] + rng.choice([0, 0.001, 10])
         write_spec(tmp_path / "a.spec", wave, rng.uniform(0, 2, len(wave)), str(rng.choice(["{:.3f}  {:.5f}  {:.6e}\n", "{:.3f} {:.6f}  {:.6e}\n"])))
         np.testing.assert_array_equal(read_spectrum(tmp_path / "a.spec", memory=memory), np.loadtxt(tmp_path / "a.spec", usecols=(0, 1), unpack=True))
+
+
+def test_odd_wavelengths_do_not_make_the_next_file_slow(tmp_path):
+    memory, waves = {}, []
+    for shift in (0, 1, 0, 2, 3, 0):
+        write_spec(tmp_path / "a.spec", WAVE + shift, flux_of(shift))
+        waves.append(read_spectrum(tmp_path / "a.spec", memory=memory)[0])
+        np.testing.assert_allclose(waves[-1], WAVE + shift, rtol=1e-12)
+    assert waves[0] is waves[2] is waves[5]  # not converted again
+    for shift in range(10, 20):
+        write_spec(tmp_path / "a.spec", WAVE + shift, flux_of(0))
+        read_spectrum(tmp_path / "a.spec", memory=memory)
+    assert len(memory["before"]) == 4
 
 
 @pytest.mark.parametrize("seed", range(4))
