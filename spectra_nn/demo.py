@@ -6,7 +6,7 @@
 __all__ = ['DATA_DRIVEN', 'unpack_spectra', 'Mock', 'mock_observations', 'unseen', 'Agreement', 'agreement', 'agreement_table',
            'plot_agreement', 'RealStars', 'real_stars', 'flattened', 'some_stars', 'cross_validate', 'run_demo']
 
-# %% ../nbs/11a_demo.ipynb #f9c23838
+# %% ../nbs/11a_demo.ipynb #14888cb4
 import os
 import platform
 import tarfile
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .core import Spectra, asset, read_npz
 from .data_prep import SpectralGrid
-from .demo_galaxies import real_chapter, survey_chapter
+from .demo_galaxies import outlier_chapter, real_chapter, survey_chapter
 from .emulator import Emulator, Recipe, accuracy, train_emulator
 from .fitting import FitFlag, FitResult, fit
 from .forecast import simulate
@@ -460,7 +460,7 @@ def _account(chapters: Sequence[Chapter], seconds: float) -> Chapter:
     where = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {cores} cores, one thread, {'with' if torch.cuda.is_available() else 'without'} a GPU"
     return Chapter("Time and versions", where, "", (), (Table("Seconds", ("chapter", "s"), rows), Table("Versions", ("package", "version"), used)))
 
-# %% ../nbs/11a_demo.ipynb #0db26a00
+# %% ../nbs/11a_demo.ipynb #e1828ea8
 def run_demo(
     out: str | os.PathLike = "demo",  # folder to write to; made if needed
     seed: int = 0,                    # of everything random
@@ -503,6 +503,7 @@ def run_demo(
             tell("An emulator learnt from real stars", _data_driven_chapter, stars)
             galaxy_model, _ = load_galaxy_model(asset("sdss_mock.safetensors"))
             tell("Galaxies of a mock survey", survey_chapter, galaxy_model)
+            tell("Strange galaxies", outlier_chapter, galaxy_model)
             tell("Real galaxies", real_chapter, galaxy_model)
     finally:
         matplotlib.use(backend)

@@ -1,19 +1,24 @@
 """The demonstration's pieces: mocks made by another route, hidden light that stays hidden, chapters that say what the run found."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
+from astropy.table import QTable
 
 from spectra_nn.core import SPEED_OF_LIGHT, Spectra, asset
 from spectra_nn.data_prep import SpectralGrid
 from spectra_nn.demo import mock_observations
 from spectra_nn.demo_galaxies import (
+    KINDS,
     calibration_curve,
+    found_among,
     hidden_chi2,
     hide_red,
     mock_survey,
+    outlier_chapter,
     ready,
     real_chapter,
     real_galaxies,
@@ -127,3 +132,33 @@ def test_chapters_say_what_the_run_found(tmp_path, model):
         assert all(path.read_bytes().startswith(b"\x89PNG") for path, _ in chapter.figures)
     for row, z in zip(chapter.tables[0].rows[:2], (0.0495, 0.0502)):
         assert abs(float(row[3].split()[0]) - z) < 1e-3
+
+
+def test_a_ranking_is_rated():
+    strange = np.arange(100) % 20 == 0
+    assert found_among(strange.astype(float), strange) == (1.0, 5, 5)
+    assert found_among(-strange.astype(float), strange)[:2] == (0.0, 0)
+    score = np.random.default_rng(0).random(100)
+    pairs = [(score[a] > score[b]) for a in np.flatnonzero(strange) for b in np.flatnonzero(~strange)]
+    assert found_among(score, strange)[0] == pytest.approx(np.mean(pairs))
+    assert found_among(np.where(strange, np.nan, 0.0), strange)[0] == 0, "what has no score is not strange"
+
+
+def test_strange_galaxies_are_told_with_what_they_are(model, tmp_path):
+    pytest.importorskip("zuko")
+    chapter = outlier_chapter(Run(tmp_path, progress=False, quick=True), model)
+    whole, ordinary = mock_survey(strange=True), mock_survey()
+    assert len(whole.spectra) == 280 and len(ordinary.spectra) == 269 and (whole.truth["outlier"] > 0).sum() == 11
+    kinds = dict(zip(whole.spectra.ids, whole.truth["outlier"].astype(int)))
+    scores = [float(row[3]) for row in chapter.tables[0].rows]
+    assert scores == sorted(scores, reverse=True) and all(row[-1] == KINDS[kinds[row[1]]] for row in chapter.tables[0].rows)
+    assert sum(row[-1] != KINDS[0] for row in chapter.tables[0].rows) >= 5, "11 of these 45 are strange"
+    assert {path.name for path, _ in chapter.figures} == {"outlier_scores.png", "outlier_gallery.png"} and (tmp_path / "outliers_mock.fits").exists()
+    table = QTable.read(tmp_path / "outliers_mock.fits")
+    assert len(table) == 45 and {"score", "reason", "log_prob_percentile", "chi2_percentile", "latent_1", "latent_covariance"} <= set(table.colnames)
+
+
+def test_without_the_package_for_flows_the_chapter_says_so(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zuko", None)
+    chapter = outlier_chapter(Run(tmp_path, progress=False, quick=True), model)
+    assert "zuko" in chapter.short and "spectra_nn[flow]" in chapter.short and not chapter.figures
