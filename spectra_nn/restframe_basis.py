@@ -17,8 +17,8 @@ from .resample import gaussian_kernel, rebin_matrix
 
 # %% auto #0
 __all__ = ['RedshiftedSpectra', 'on_common_grid', 'redshifted', 'RestBasis', 'BasisView', 'render', 'Projection', 'chi_squared',
-           'project', 'coefficients_of', 'fit_restframe_basis', 'Population', 'Solution', 'solve_with_prior',
-           'fit_population']
+           'project', 'coefficients_of', 'Population', 'Solution', 'solve_with_prior', 'fit_population',
+           'shared_window', 'within', 'fit_restframe_basis']
 
 # %% ../nbs/07b_restframe_basis.ipynb #4e8a69dd
 @dataclass(frozen=True)
@@ -224,41 +224,7 @@ def project(
             parts.append((rooted.mT @ rooted, (rooted.mT @ flux)[..., 0], flux.double().square().sum((1, 2)), (weight > 0).sum(1)))
     return Projection(*(torch.cat(part).double() for part in zip(*parts)))
 
-# %% ../nbs/07b_restframe_basis.ipynb #3136359c
-def _to_rest(values: Tensor, weight: Tensor, position: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    "Bring pixel values (n, n_pix) with weights to the restframe grid: weighted means of the pixels that fall on each point, shared between two."
-    at = position.floor().long()
-    share = (position - at).to(values)
-    sums = values.new_zeros(2, len(values), length + 1)
-    for k, part in ((at, 1 - share), (at + 1, share)):
-        inside = (k >= 0) & (k < length)
-        index, w = torch.where(inside, k, length), weight * part
-        sums[0].scatter_add_(1, index, w * values)
-        sums[1].scatter_add_(1, index, w)
-    return sums[0, :, :length], sums[1, :, :length]
-
-
-def _improve(basis: RestBasis, data: Sequence[RedshiftedSpectra], coefficients: Sequence[Tensor], ridge: float, chunk: int = 32) -> Tensor:
-    "Return the correction (n_component, n_rest) of the basis from the residuals of all spectra."
-    n, length = len(basis), len(basis.rest_wave)
-    normal = basis.basis.new_zeros(length, n * n)
-    right = basis.basis.new_zeros(length, n)
-    for part, c in zip(data, coefficients):
-        view = basis.view(part.wave, part.resolution)
-        for begin in range(0, len(part), chunk):
-            rows = slice(begin, begin + chunk)
-            design, valid = render(view, part.z[rows])
-            mine = c[rows].to(design)
-            residual = part.flux[rows] - (design @ mine[..., None])[..., 0]
-            position = view.position - torch.log1p(part.z[rows])[:, None] / view.step
-            pull, weight = _to_rest(residual, part.ivar[rows] * valid, position, length)
-            normal += weight.T @ (mine[:, :, None] * mine[:, None, :]).flatten(1)
-            right += pull.T @ mine
-    normal = normal.view(length, n, n)
-    usual = normal.diagonal(dim1=1, dim2=2).median(0).values.clamp_min(1e-12)
-    return torch.linalg.solve(normal + ridge * torch.diag(usual), right[..., None])[..., 0].T
-
-# %% ../nbs/07b_restframe_basis.ipynb #989238a0
+# %% ../nbs/07b_restframe_basis.ipynb #5d8993e4
 def coefficients_of(
     projection: Projection, # of spectra on a basis
     ridge: float = 1e-6,    # relative to the best-determined component: what is not seen stays near 0
@@ -267,48 +233,6 @@ def coefficients_of(
     level = projection.matrix.diagonal(dim1=1, dim2=2).amax(1).clamp_min(1e-12)
     regular = projection.matrix + (ridge * level)[:, None, None] * torch.eye(projection.vector.shape[1], dtype=level.dtype, device=level.device)
     return torch.linalg.solve(regular, projection.vector[..., None])[..., 0]
-
-
-def _start(rest_wave: np.ndarray, n_component: int, data: Sequence[RedshiftedSpectra], resolution: float | None, seed: int) -> RestBasis:
-    "Start from flat spectra and smooth noise."
-    noise = torch.randn(n_component, len(rest_wave) // 25 + 2, generator=torch.Generator().manual_seed(seed))
-    smooth = nn.functional.interpolate(noise[:, None], size=len(rest_wave), mode="linear")[:, 0]
-    smooth[0] = 1
-    return RestBasis(rest_wave, smooth, resolution)
-
-
-def _orthonormal(basis: Tensor) -> Tensor:
-    "Return spectra (n, n_rest) that span the same space, with unit mean square and a positive mean."
-    found = torch.linalg.qr(basis.double().T)[0].T.to(basis) * basis.shape[1]**0.5
-    return found * torch.where(found.mean(1, keepdim=True) < 0, -1., 1.)
-
-# %% ../nbs/07b_restframe_basis.ipynb #5f6b039a
-def fit_restframe_basis(
-    data: RedshiftedSpectra | Sequence[RedshiftedSpectra], # training set, of one or several instruments
-    n_component: int = 10,   # spectra in the basis
-    *,
-    z_max: float | None = None, # redshift up to which the basis reaches blue enough; None: the largest in the data
-    velocity_step: float = 69.03, # of the restframe grid, km/s; that of SDSS pixels
-    turns: int = 14,         # of the alternation
-    ridge: float = 1e-2,     # pull towards 0 at pixels that few galaxies show, relative to a usual pixel
-    seed: int = 0,           # of the start
-    progress: bool = True,   # show a bar
-) -> RestBasis:              # orthonormal, the first spectrum close to the mean
-    "Learn a restframe basis by weighted EM-PCA."
-    data = [data] if isinstance(data, RedshiftedSpectra) else list(data)
-    if sum(map(len, data)) < n_component: raise SpectraError(f"{n_component} components from {sum(map(len, data))} spectra: give more spectra or ask for fewer components")
-    z_max = max(float(part.z.max()) for part in data) if z_max is None else z_max
-    z_min = min(float(part.z.min()) for part in data)
-    low, high = min(part.wave[0] for part in data) / (1 + z_max), max(part.wave[-1] for part in data) / (1 + z_min)
-    sharpest = [part.resolution.max() for part in data if part.resolution is not None]
-    basis = _start(log_grid(low * 0.998, high * 1.002, velocity_step), n_component, data, max(sharpest) if sharpest else None, seed)
-    with torch.no_grad():
-        for turn in tqdm(range(turns), desc="EM-PCA", disable=not progress):
-            seen = data if turn >= turns - 4 else [replace(part, resolution=None) for part in data]  # sharpness is a matter for the last turns
-            found = [coefficients_of(project(basis, part)) for part in seen]
-            better = basis.basis + _improve(basis, seen, found, ridge)
-            basis = RestBasis(basis.rest_wave.numpy(), _orthonormal(better), basis.resolution)
-    return basis
 
 # %% ../nbs/07b_restframe_basis.ipynb #6981af8d
 class Population(NamedTuple):
@@ -376,3 +300,139 @@ def _population(mean: Tensor, covariance: Tensor, direction: Tensor) -> Populati
     value, vector = torch.linalg.eigh(covariance)
     value, vector = value.flip(0), vector.flip(1)
     return Population(mean, vector * value.clamp_min(1e-8 * float(value[0])).sqrt(), direction)
+
+# %% ../nbs/07b_restframe_basis.ipynb #af0d04b6
+def _to_rest(values: Tensor, weight: Tensor, position: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    "Bring pixel values (n, n_pix) with weights to the restframe grid: weighted sums of the pixels that fall on each point, shared between two, and the weights' sums."
+    at = position.floor().long()
+    share = (position - at).to(values)
+    sums = values.new_zeros(2, len(values), length + 1)
+    for k, part in ((at, 1 - share), (at + 1, share)):
+        inside = (k >= 0) & (k < length)
+        index, w = torch.where(inside, k, length), weight * part
+        sums[0].scatter_add_(1, index, w * values)
+        sums[1].scatter_add_(1, index, w)
+    return sums[0, :, :length], sums[1, :, :length]
+
+
+def _moments(functions: RestBasis, data: RedshiftedSpectra, mean: Tensor, covariance: Tensor, chunk: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    "Return, at every restframe pixel, the weighted sums of v vᵀ (n_rest, k, k), of Cov(v), and of residuals times v (n_rest, k), for v a mean (n_spec, k) with covariance."
+    view, length, size = functions.view(data.wave, data.resolution), len(functions.rest_wave), len(functions)
+    row, column = torch.triu_indices(size, size)  # symmetric matrices: one half is enough
+    pull, weight = data.flux.new_zeros(2, len(data), length)
+    for begin in range(0, len(data), chunk):
+        rows = slice(begin, begin + chunk)
+        design, valid = render(view, data.z[rows])
+        residual = data.flux[rows] - (design @ mean[rows].to(design)[..., None])[..., 0]
+        position = view.position - torch.log1p(data.z[rows])[:, None] / view.step
+        pull[rows], weight[rows] = _to_rest(residual, data.ivar[rows] * valid, position, length)
+    sums = []
+    for half in (mean[:, row] * mean[:, column], covariance[:, row, column]):
+        whole = torch.zeros(length, size, size, dtype=torch.float64, device=weight.device)
+        whole[:, row, column] = whole[:, column, row] = (weight.T @ half.to(weight)).double()
+        sums.append(whole)
+    return *sums, (pull.T @ mean.to(pull)).double()
+
+# %% ../nbs/07b_restframe_basis.ipynb #b7f7fdaf
+def _running_mean(values: Tensor, width: float) -> Tensor:
+    "Return means of (n, n_rest) under a Gaussian of standard deviation `width`, in pixels."
+    half = int(np.ceil(4 * width))
+    kernel = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=values.dtype, device=values.device) / width)**2).view(1, 1, -1)
+    total = lambda x: nn.functional.conv1d(x[:, None], kernel, padding=half)[:, 0]  # noqa: E731
+    return total(values) / total(torch.ones_like(values[:1]))
+
+
+def _explain(functions: Tensor, moments: Sequence[tuple[Tensor, Tensor, Tensor]], smooth: float) -> Tensor:
+    "Return better functions (k, n_rest), the first of them the mean spectrum: the M-step with its priors."
+    square, spread, right = (sum(parts) for parts in zip(*moments))
+    normal, right = square + spread, (square @ functions.T[..., None])[..., 0] + right
+    power = functions.square() @ (normal[:, 0, 0] / normal[:, 0, 0].sum())
+    zero = 0.02 / power.clamp_min(1e-12 * power[0])
+    zero[0] = 1e-3 / power[0]
+    normal = normal + torch.diag(zero)
+    found = torch.linalg.solve(normal, right).T
+    if not smooth: return found
+    detail = _running_mean((functions - _running_mean(functions, smooth)).square(), 2 * smooth)
+    pull = 1 / detail.clamp_min(1e-10 * power[0])
+    pull[0] = 0  # every galaxy measures the mean spectrum
+    return torch.linalg.solve(normal + torch.diag_embed(pull.T), right + (pull * _running_mean(found, smooth)).T).T
+
+# %% ../nbs/07b_restframe_basis.ipynb #c601097b
+def _turn(basis: RestBasis, seen: Sequence[RedshiftedSpectra], data: Sequence[RedshiftedSpectra], smooth: float) -> RestBasis:
+    "Improve a basis once: latents from the pixels of `seen`, functions from those of `data`."
+    parts, size = [project(basis, part) for part in seen], len(basis)
+    population = fit_population(Projection(*(torch.cat(each) for each in zip(*parts))))
+    functions = torch.cat([population.mean[:, None], population.axes[:, :size - 1]], 1).T @ basis.basis.double()  # the last axis is the amplitude's, which does not vary
+    inverse, moments = torch.linalg.inv(population.axes)[:size - 1], []
+    for projection, part in zip(parts, data):
+        solution = solve_with_prior(projection, population)
+        latents, bright = (solution.mean - population.mean) @ inverse.T, solution.amplitude[:, None]
+        mean = torch.cat([bright, bright * latents], 1)
+        covariance = nn.functional.pad(inverse @ solution.covariance @ inverse.T, (1, 0, 1, 0)) * bright[..., None]**2
+        moments.append(_moments(RestBasis(basis.rest_wave.numpy(), functions, basis.resolution), part, mean, covariance))
+    return RestBasis(basis.rest_wave.numpy(), _orthonormal(_explain(functions, moments, smooth)), basis.resolution)
+
+
+def _orthonormal(basis: Tensor) -> Tensor:
+    "Return spectra (n, n_rest) that span the same space, with unit mean square and a positive mean."
+    found = torch.linalg.qr(basis.double().T)[0].T * basis.shape[1]**0.5
+    return found * torch.where(found.mean(1, keepdim=True) < 0, -1., 1.)
+
+# %% ../nbs/07b_restframe_basis.ipynb #98ef44d0
+def shared_window(
+    data: Sequence[RedshiftedSpectra], # training set, a part for each instrument
+    rest_wave: np.ndarray,   # (n_rest,) restframe wavelengths to choose from, Å
+    share: float = 0.9,      # of the galaxies at the wavelength that most of them show
+) -> tuple[float, float]:    # first and last wavelength, Å
+    "Find the restframe wavelengths that nearly all galaxies show."
+    reached = np.zeros(len(rest_wave))
+    for part in data:
+        ends = part.wave[[0, -1]] / (1 + part.z.cpu().numpy()[:, None])
+        reached += np.searchsorted(np.sort(ends[:, 0]), rest_wave, "right") - np.searchsorted(np.sort(ends[:, 1]), rest_wave)
+    return tuple(rest_wave[reached >= share * reached.max()][[0, -1]])
+
+# %% ../nbs/07b_restframe_basis.ipynb #63eccb23
+def within(
+    data: RedshiftedSpectra, # observations
+    low: float,              # restframe wavelength, Å
+    high: float,             # restframe wavelength, Å
+) -> RedshiftedSpectra:      # the same with `ivar` 0 outside
+    "Hide pixels outside a window of restframe wavelength."
+    rest = torch.as_tensor(data.wave, device=data.z.device) / (1 + data.z[:, None])
+    return replace(data, ivar=data.ivar * ((rest >= low) & (rest <= high)))
+
+# %% ../nbs/07b_restframe_basis.ipynb #4271090b
+def _start(rest_wave: np.ndarray, n_component: int, resolution: float | None, seed: int) -> RestBasis:
+    "Start from a flat spectrum and smooth noise."
+    noise = torch.randn(n_component, len(rest_wave) // 25 + 2, generator=torch.Generator().manual_seed(seed))
+    smooth = nn.functional.interpolate(noise[:, None], size=len(rest_wave), mode="linear")[:, 0]
+    smooth[0] = 1
+    return RestBasis(rest_wave, _orthonormal(smooth), resolution)
+
+# %% ../nbs/07b_restframe_basis.ipynb #3fd3ae73
+def fit_restframe_basis(
+    data: RedshiftedSpectra | Sequence[RedshiftedSpectra], # training set, of one or several instruments
+    n_component: int = 10,   # spectra in the basis
+    *,
+    z_max: float | None = None, # redshift up to which the basis reaches blue enough; None: the largest in the data
+    velocity_step: float = 69.03, # of the restframe grid, km/s; that of SDSS pixels
+    turns: int = 12,         # of the alternation
+    smooth: float = 4.,      # pixels over which a spectrum without lines has no structure; 0 leaves the noise in
+    seed: int = 0,           # of the start
+    progress: bool = True,   # show a bar
+) -> RestBasis:              # orthonormal, the first spectrum the mean galaxy
+    "Learn a restframe basis by factor analysis with the redshift in the middle."
+    data = [data] if isinstance(data, RedshiftedSpectra) else list(data)
+    if sum(map(len, data)) < n_component: raise SpectraError(f"{n_component} components from {sum(map(len, data))} spectra: give more spectra or ask for fewer components")
+    z_max = max(float(part.z.max()) for part in data) if z_max is None else z_max
+    z_min = min(float(part.z.min()) for part in data)
+    low, high = min(part.wave[0] for part in data) / (1 + z_max), max(part.wave[-1] for part in data) / (1 + z_min)
+    sharpest = [part.resolution.max() for part in data if part.resolution is not None]
+    basis = _start(log_grid(low * 0.998, high * 1.002, velocity_step), n_component, max(sharpest) if sharpest else None, seed)
+    window = shared_window(data, basis.rest_wave.numpy())
+    with torch.no_grad():
+        for turn in tqdm(range(turns), desc="restframe basis", disable=not progress):
+            whole = data if turn >= turns - 3 else [replace(part, resolution=None) for part in data]  # sharpness is a matter for the last turns
+            seen = [within(part, *window) for part in whole] if turn < 0.65 * turns else whole
+            basis = _turn(basis, seen, whole, smooth)
+    return basis
