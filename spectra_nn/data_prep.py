@@ -178,7 +178,7 @@ def _plan(wave: np.ndarray, settings: PrepSettings) -> _Plan:
         matrices.append(rebin_matrix(wave[cuts[k]], new))
     return _Plan(cuts, matrices, copies=False)
 
-# %% ../nbs/01_data_prep.ipynb #65b5de13
+# %% ../nbs/01_data_prep.ipynb #521f3a66
 def prepare_spectrum(
     path: str | os.PathLike,           # the file
     settings: PrepSettings,            # what to do with it
@@ -202,7 +202,7 @@ def prepare_spectrum(
     elif not plan.copies:
         inside = np.interp(settings.target, wave, flux)
     row = inside.astype(np.float32)
-    if settings.clip_emission:
+    if settings.clip_emission and row.max() > 1:
         np.minimum(row, 1, out=row)
     return row
 

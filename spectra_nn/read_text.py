@@ -22,7 +22,7 @@ import numpy as np
 
 from .core import SpectraError, read_npz
 
-# %% ../nbs/00b_read_text.ipynb #ffbcd19c
+# %% ../nbs/00b_read_text.ipynb #663dcc0f
 def read_spectrum(
     path: str | os.PathLike,           # .spec, .txt, .csv, .dat, .fits or .npz, also with .gz behind
     *,
@@ -32,12 +32,12 @@ def read_spectrum(
 ) -> tuple[np.ndarray, np.ndarray]:    # (n_pix,) wavelength [Å], (n_pix,) flux, both float64, as they are in the file
     "Read one spectrum; a `SpectraError` says what is wrong with the file."
     memory = {} if memory is None else memory
-    suffix = os.path.splitext(path)[1].lower()
+    name = str(path).lower()
     try:
-        if suffix == ".npz":
+        if name.endswith(".npz"):
             return _same_length(*_read_arrays(path))
         text = _file_bytes(path, memory)
-        if suffix == ".gz" or text.starts_with(b"\x1f\x8b"):
+        if name.endswith(".gz") or text.starts_with(b"\x1f\x8b"):
             text = _padded(gzip.decompress(text.content()), {})
         if text.starts_with(b"SIMPLE  ="):
             return _same_length(*_read_fits(text.content()))
@@ -273,7 +273,7 @@ def _mend(buffer: bytearray, starts: range, columns: Sequence[int], wrong: np.nd
             value[row] = number
     return True
 
-# %% ../nbs/00b_read_text.ipynb #d6effa51
+# %% ../nbs/00b_read_text.ipynb #f4085ceb
 @dataclass(frozen=True)
 class _Before:
     """A file that has been read.
@@ -302,49 +302,53 @@ class _Before:
 def _remember(data: np.ndarray, starts: range, columns: Sequence[int], layout: _Layout, values: list) -> _Before:
     "What the next file needs to know; copies, as the buffer will be used again."
     last = layout.spans[-1][0]
-    places = sorted({*range(-1, last - 7, 8), last - 8}) if last >= 7 else []
+    blank = data[starts.start + last - 1 : starts.stop : starts.step]  # if it is one in all lines, no number before it reaches beyond
+    places = sorted({*range(-1, last - 7, 8), last - 8}) if last >= 7 and (blank == blank[0]).all() else []
     return _Before(tuple(columns), starts.step, layout, [(at, _take(data, starts, at).copy()) for at in places], values)
 
 
-def _like_before(buffer: bytearray, starts: range, columns: Sequence[int], before: _Before) -> list[np.ndarray] | None:
-    "Convert only the last column, if all that stands before it is as in the file before."
-    if before.columns != tuple(columns) or before.stride != starts.step or len(before.values[0]) != len(starts) or not before.prefix:
+def _like_before(buffer: bytearray, starts: range, columns: Sequence[int], before: _Before, skip: int = 0) -> list[np.ndarray] | None:
+    "Convert only the last column, if all that stands before it is as in the file before, behind its first `skip` lines."
+    n_before, lines = len(before.values[0]), slice(skip, skip + len(starts))
+    if before.columns != tuple(columns) or before.stride != starts.step or lines.stop > n_before or not before.prefix:
         return None
     data = np.frombuffer(buffer, np.uint8)
-    if not all((_take(data, starts, at) == words).all() for at, words in before.prefix):
+    if not all((_take(data, starts, at) == words[lines]).all() for at, words in before.prefix):
         return None
     new, wrong = _convert(data, starts, before.layout, only=len(columns) - 1)
     if wrong is not None and not _mend(buffer, starts, columns[-1:], wrong, new[-1:]):
         return None
-    return [*before.values[:-1], new[-1]]
+    return [*(value if len(starts) == n_before else value[lines] for value in before.values[:-1]), new[-1]]
 
-# %% ../nbs/00b_read_text.ipynb #05bc04c2
-def _by_runs(buffer: bytearray, first: int, end: int, stride: int, columns: Sequence[int]) -> list[np.ndarray] | None:
+# %% ../nbs/00b_read_text.ipynb #4b65c56d
+def _by_runs(buffer: bytearray, first: int, end: int, stride: int, columns: Sequence[int], known: Sequence[_Before]) -> list[np.ndarray] | None:
     "Convert runs of lines that are `stride` long and the odd lines between them."
-    data, parts, n_odd = np.frombuffer(buffer, np.uint8), [], 0
+    data, parts, n_odd, n_done = np.frombuffer(buffer, np.uint8), [], 0, 0
     layout = _find_layout(bytes(buffer[first : first + stride]), columns)
     while first < end and layout is not None:
         odd = data[first + stride - 1 : end : stride] != ord("\n")
         n_lines = int(np.argmax(odd)) if odd.any() else len(odd)
         if n_lines:
             starts = range(first, first + n_lines * stride, stride)
-            values, wrong = _convert(data, starts, layout)
-            if wrong is not None and not _mend(buffer, starts, columns, wrong, values):
-                return None
+            alike = (_like_before(buffer, starts, columns, before, n_done) for before in known)
+            if (values := next((found for found in alike if found is not None), None)) is None:
+                values, wrong = _convert(data, starts, layout)
+                if wrong is not None and not _mend(buffer, starts, columns, wrong, values):
+                    return None
             parts.append(values)
-            first = starts.stop
+            first, n_done = starts.stop, n_done + n_lines
         if first < end:
             try:
                 numbers, first = _one_line(buffer, first, columns)
             except (ValueError, IndexError):
                 return None
             parts.append([np.array([number]) for number in numbers])
-            n_odd += 1
+            n_odd, n_done = n_odd + 1, n_done + 1
             if n_odd > 10:
                 return None
     return [np.concatenate(column) for column in zip(*parts)] or None
 
-# %% ../nbs/00b_read_text.ipynb #1cc086dc
+# %% ../nbs/00b_read_text.ipynb #d1f68991
 @cache
 def _header(comment: str) -> re.Pattern:
     "What blank lines and comments look like."
@@ -372,10 +376,11 @@ def _parse_fast(
         if (values := _like_before(buffer, starts, columns, before)) is not None:
             known.insert(0, known.pop(k))
             return values
-    values = _by_runs(buffer, first, end, stride, columns)
-    if values is not None and len(values[0]) * stride == end - first:
+    values = _by_runs(buffer, first, end, stride, columns, known)
+    data = np.frombuffer(buffer, np.uint8)
+    if values is not None and len(values[0]) * stride == end - first and (data[first + stride - 1 : end : stride] == ord("\n")).all():
         layout = _find_layout(bytes(buffer[first : first + stride]), columns)
-        known[:] = [_remember(np.frombuffer(buffer, np.uint8), starts, columns, layout, values), *known[:3]]
+        known[:] = [_remember(data, starts, columns, layout, values), *known[:3]]
     return values
 
 # %% ../nbs/00b_read_text.ipynb #78e910e1

@@ -139,6 +139,20 @@ def test_memory_of_the_file_before_never_leaks_into_the_next(tmp_path):
         np.testing.assert_array_equal(read_spectrum(tmp_path / "a.spec", memory=memory), np.loadtxt(tmp_path / "a.spec", usecols=(0, 1), unpack=True))
 
 
+def test_a_wavelength_that_reaches_into_the_column_of_flux_is_not_taken_from_the_file_before(tmp_path):
+    lines = [f"{5330 + 0.02 * i:.3f}  0.96741  1.16" for i in range(60)]
+    memory = {}
+    for odd in ("5330.600341 .9674  1.16", "5330.600342 .9674  1.16", "5330.600340.96741   1.16"):
+        (tmp_path / "a.spec").write_text("\n".join([*lines[:30], odd, *lines[31:]]) + "\n")
+        try:
+            want = np.loadtxt(tmp_path / "a.spec", usecols=(0, 1), unpack=True)
+        except ValueError:
+            with pytest.raises(SpectraError):
+                read_spectrum(tmp_path / "a.spec", memory=memory)
+        else:
+            np.testing.assert_array_equal(read_spectrum(tmp_path / "a.spec", memory=memory), want)
+
+
 def test_odd_wavelengths_do_not_make_the_next_file_slow(tmp_path):
     memory, waves = {}, []
     for shift in (0, 1, 0, 2, 3, 0):
