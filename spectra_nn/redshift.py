@@ -230,7 +230,7 @@ def _sloped(view: BasisView, coefficients: Tensor, log_z: Tensor, small: float =
     knots = view.coefficients[0].unflatten(-1, (n_level, -1))
     knots = torch.einsum("xlk,nk->nxl", knots, coefficients.to(knots))
     position = view.position - log_z[:, None] / view.step
-    both = [sample_spline(knots, position + side * small)[0] for side in (-1, 1)]
+    both = [sample_spline(knots, position + side * small) for side in (-1, 1)]
     slope = (both[0] - both[1]) / (2 * small * view.step)
     return slope[..., 0] if view.mixture is None else (slope * view.mixture).sum(-1)
 
@@ -383,24 +383,21 @@ def prepare_second_scan(
     brightness = mix.mean(1) if population is None else torch.eye(len(mix), device=mix.device).to(mix)[0]
     return SecondScan(Scan(scan.position, length, first, n_z, shift, torch.fft.rfft(mix, n_fft), torch.fft.rfft(mix[k] * mix[l], n_fft), penalty, mix.shape[1], n_fft), n_wide, start, brightness)
 
-# %% ../nbs/08_redshift.ipynb #fa4d867f
+# %% ../nbs/08_redshift.ipynb #d41cd13c
 def free_calibration(
     best: Profile,      # best mixtures
     wave: np.ndarray,   # (n_pix,) wavelengths
-    penalty: Tensor,    # (n_component, n_component) of `prior_penalty`
     order: int = 3,     # of the polynomial that a calibration is off by
     width: float = 0.05, # of its prior, as a fraction of the flux
 ) -> Profile:           # with as many more spectra in the design
     "Let the flux calibration of best mixtures be free as well."
     x = 2 * np.log(wave / wave[0]) / np.log(wave[-1] / wave[0]) - 1
-    bends = torch.as_tensor(np.polynomial.chebyshev.chebvander(x, order)[:, 1:]).to(best.design)
-    model = best.design @ best.coefficients.to(best.design)[..., None]
-    design = torch.cat([best.design, bends * model], 2)
-    prior = torch.block_diag(penalty, width**-2 * torch.eye(order, dtype=penalty.dtype, device=penalty.device))
-    matrix = (design.mT @ design).double() + prior
-    found = nn.functional.pad(best.coefficients, (0, order))
-    step = torch.linalg.solve(matrix, (design.mT @ best.residual[..., None]).double() - prior @ found[..., None])
-    return Profile(best.root, design, best.residual - (design @ step.to(design))[..., 0], matrix, found + step[..., 0])
+    bends = torch.as_tensor(np.polynomial.chebyshev.chebvander(x, order)[:, 1:]).to(best.design) * (best.design @ best.coefficients.to(best.design)[..., None])
+    cross, own = (best.design.mT @ bends).double(), (bends.mT @ bends).double() + width**-2 * torch.eye(order, dtype=torch.float64, device=bends.device)
+    matrix = torch.cat([torch.cat([best.matrix, cross], 2), torch.cat([cross.mT, own], 2)], 1)
+    pull = nn.functional.pad((bends.mT @ best.residual[..., None]).double()[..., 0], (best.design.shape[2], 0))  # the mixtures are best already
+    step, design = torch.linalg.solve(matrix, pull), torch.cat([best.design, bends], 2)
+    return Profile(best.root, design, best.residual - (design @ step.to(design)[..., None])[..., 0], matrix, nn.functional.pad(best.coefficients, (0, order)) + step)
 
 # %% ../nbs/08_redshift.ipynb #5bf8a6eb
 def second_source_curve(
@@ -548,7 +545,7 @@ def _flags(settings: _Settings, part: RedshiftedSpectra, best: dict[str, Tensor]
     if settings.templates: flag = raised((best["margins"] < 0).any(1), RedshiftFlag.OTHER_CLASS)
     return torch.where(bad, int(RedshiftFlag.BAD_INPUT), flag)
 
-# %% ../nbs/08_redshift.ipynb #52de43cd
+# %% ../nbs/08_redshift.ipynb #8d9f67af
 @torch.no_grad()
 def _estimate_chunk(settings: _Settings, scan: Scan, second: SecondScan, view: BasisView, part: RedshiftedSpectra) -> dict[str, np.ndarray]:
     "Everything about the redshifts of some spectra, as arrays."
@@ -561,7 +558,7 @@ def _estimate_chunk(settings: _Settings, scan: Scan, second: SecondScan, view: B
     best["brightness"] = c.new_ones(len(c)) if population is None else c @ population.direction.to(c)
     if population is None: best["brightness"] = (c.float() @ settings.basis.basis).mean(1).double()
     profile = _profile(view, part.flux, (part.ivar * _within(view, best["log_z"])).sqrt(), best["log_z"], scan.penalty)
-    best |= _second_source(settings, scan, second, best, free_calibration(profile, part.wave, scan.penalty))
+    best |= _second_source(settings, scan, second, best, free_calibration(profile, part.wave))
     if settings.n_best > 1: best["robust"] = _robust_difference(view, part, best, profile, scan.penalty)
     if settings.templates: best["margins"] = _class_margins(settings, view, part, best, scan.penalty)
     dof = (best["n_valid"] - len(settings.basis) - 1).clamp_min(0)

@@ -13,7 +13,6 @@ from spectra_nn.data_prep import SpectralGrid
 from spectra_nn.demo import mock_observations
 from spectra_nn.demo_galaxies import (
     KINDS,
-    calibration_curve,
     found_among,
     hidden_chi2,
     hide_red,
@@ -26,7 +25,7 @@ from spectra_nn.demo_galaxies import (
     typical_forming,
     ultraviolet,
 )
-from spectra_nn.galaxy_autoencoder import encode, load_galaxy_model, reconstruct
+from spectra_nn.galaxy_autoencoder import encode, load_galaxy_model
 from spectra_nn.instruments import SDSS
 from spectra_nn.report import Run
 from spectra_nn.restframe_basis import redshifted
@@ -106,18 +105,6 @@ def test_real_galaxies_are_ready(model):
         good = data.ivar[0] > 0
         assert float((data.ivar[0] ** -0.5 / data.flux[0].abs())[good].min()) > 0.0199, "errors have a floor"
         assert float(ultraviolet(model, encode(model, data))[0]) > 0
-
-
-def test_calibration_is_found(model, survey, data):
-    row = int(np.argmax(survey.truth["snr"]))
-    one = data[[row]]
-    flux, _ = reconstruct(model, one, encode(model, one))
-    x = np.linspace(-1, 1, len(one.wave))
-    reach = torch.isfinite(flux[0])
-    bent = torch.where(reach, flux / one.scale[:, None] * torch.as_tensor(1 + 0.04 * x + 0.02 * (2 * x**2 - 1)), 0.0).float()
-    curve = calibration_curve(type(one)(one.wave, bent, torch.where(reach, 1e4, 0.0)[None], one.z, one.scale), flux)
-    np.testing.assert_allclose(curve[reach], (1 + 0.04 * x + 0.02 * (2 * x**2 - 1))[reach], atol=2e-3)
-    assert np.isnan(curve[~reach.numpy()]).all()
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from astropy.table import Table
 
-from spectra_nn.core import SpectraError, asset
-from spectra_nn.galaxy_autoencoder import EncodeFlag, GalaxyRecipe, train_spender
+from spectra_nn.core import Spectra, SpectraError, asset, stack_spectra
+from spectra_nn.galaxy_autoencoder import EncodeFlag, GalaxyRecipe, load_galaxy_model, train_spender
 from spectra_nn.instruments import SDSS
 from spectra_nn.named_arrays import info_column
 from spectra_nn.outliers import FittedGalaxies, LatentFlow, MaskedFlow, add_spectra, broad_lines, calibrate, load_flow, outlier_score, plot_outliers, save_flow, smooth_residual, strange_regions, surprise, train_flow
@@ -55,6 +55,13 @@ def published(dim=6, hidden=50):
         if key.endswith("_permutation"):
             state[key] = np.roll(np.arange(n), 1 + number % n)
     return {key: torch.as_tensor(value) for key, value in state.items()}
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    "The built-in model, its flow, and the mock survey."
+    pytest.importorskip("zuko")
+    return load_galaxy_model(asset("sdss_mock.safetensors"))[0], load_flow(asset("sdss_mock_flow.safetensors")), read_spectra(asset("mock_galaxies.npz"), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +181,7 @@ def test_spectra_beside_a_galaxy_are_fitted_exactly():
     chi2 = lambda columns: np.linalg.lstsq(columns[0] * np.sqrt(weight[0])[:, None], flux[0] * np.sqrt(weight[0]), rcond=None)[1][0]  # noqa: E731
     matrix = np.einsum("npk,np,npl->nkl", design, weight, design)
     model = design @ np.linalg.solve(matrix, np.einsum("npk,np->nk", design, weight * flux)[..., None])
-    fit = FittedGalaxies(*map(torch.as_tensor, (design, weight, matrix, model[..., 0], flux - model[..., 0])))
+    fit = FittedGalaxies(*map(torch.as_tensor, (design, weight, matrix, np.zeros((1, 4)), model[..., 0], flux - model[..., 0])))
     found, saved = add_spectra(fit, torch.as_tensor(extra), 1e-12 * torch.eye(2))
     assert float(saved.sum()) == pytest.approx(chi2(design) - chi2(np.concatenate([design, extra], 2)), rel=1e-8)
     both = np.linalg.lstsq(np.concatenate([design, extra], 2)[0] * np.sqrt(weight[0])[:, None], flux[0] * np.sqrt(weight[0]), rcond=None)[0]
@@ -281,3 +288,20 @@ def test_clear_errors(lab):
     other = LatentFlow(3, [MaskedFlow(3)], dict(kind="maf"), flow.reference._replace(excess=torch.zeros(7)))
     with pytest.raises(SpectraError, match="calibrated with another model"):
         outlier_score(galaxies, model, other, progress=False)
+
+
+def test_a_grid_each_and_the_true_redshift(shipped):
+    "Cuts of different length score as they do on one grid; a redshift that is wrong is named with the one that would be right."
+    model, flow, survey = shipped
+    z, kind, snr = (info_column(survey, name) for name in ("truth_z_true", "truth_outlier", "truth_snr"))
+    rows = np.flatnonzero((kind == 0) & (snr > 8) & (z > 0.05) & (z < 0.4))[:6]
+    given = np.where(np.arange(6) < 3, z[rows] + np.array([0.09, -0.04, 0.06, 0, 0, 0]), z[rows])
+    together = outlier_score(survey[rows], model, flow, z=given, instrument=SDSS, progress=False).table
+    cuts = [Spectra(survey.wave[k:][:3750], survey.flux[row, k:][None, :3750], survey.ivar[row, k:][None, :3750], frame="vacuum", ids=[str(row)]) for k, row in zip((0, 5, 20, 40, 60, 80), rows)]
+    alone = [outlier_score(cut, model, flow, z=[at], instrument=SDSS, progress=False).table[0] for cut, at in zip(cuts, given)]
+    each = outlier_score(stack_spectra(cuts), model, flow, z=given, instrument=SDSS, progress=False).table
+    assert list(each["id"]) == [str(row) for row in rows]
+    np.testing.assert_allclose(each["score"], [row["score"] for row in alone], atol=0.05)
+    np.testing.assert_allclose(each["latent_1"], [row["latent_1"] for row in alone], atol=1e-3)
+    assert list(together["reason"][:3]) == ["redshift"] * 3 and np.abs(together["z_second"][:3] - z[rows[:3]]).max() < 2e-3
+    assert "redshift" not in together["reason"][3:] and together["score"][:3].min() > 2
