@@ -11,10 +11,10 @@ from typing import Any, Literal
 from .command_words import check_out, named_instrument, read_files
 
 # %% auto #0
-__all__ = ['galaxy_model', 'known_redshifts', 'prep_galaxies', 'train_spender', 'encode', 'reconstruct', 'redshift', 'outliers',
-           'save_figures', 'hub']
+__all__ = ['galaxy_model', 'known_redshifts', 'prep_galaxies', 'train_spender', 'published_model', 'normalised',
+           'encode_published', 'encode', 'reconstruct', 'redshift', 'outliers', 'save_figures', 'hub']
 
-# %% ../nbs/11c_galaxy_commands.ipynb #89f36466
+# %% ../nbs/11c_galaxy_commands.ipynb #e943b173
 def galaxy_model(
     word: str, # a file, or a name of the hub
 ) -> Any:      # a `GalaxyAutoencoder`
@@ -27,7 +27,7 @@ def galaxy_model(
     if isinstance(found, GalaxyAutoencoder): return found
     kind = type(found[1] if isinstance(found, tuple) else found).__name__
     raise SpectraError(f"{word} is a model of the kind {kind}; expected a GalaxyAutoencoder, such as sdss_mock or what `spectra-nn train-spender` writes."
-                       + (" Published spender models are used from Python, where they bring their instrument along: see notebook 07_spender." if isinstance(found, tuple) else ""))
+                       + (" Published spender models encode and reconstruct; redshifts and outliers need a basis, which they do not have." if isinstance(found, tuple) else ""))
 
 # %% ../nbs/11c_galaxy_commands.ipynb #a703ce69
 def known_redshifts(
@@ -113,14 +113,94 @@ def train_spender(
     print(f"χ² per pixel of {sum(map(len, scores))} galaxies kept aside: {score:.3f}\nwritten: {out}, {model!r}")
     return 0
 
-# %% ../nbs/11c_galaxy_commands.ipynb #11a0bc22
-def _prepared(files: list[Path], instrument: str | None, frame: str | None, error: Any, z: float | None, error_floor: float) -> Any:
+# %% ../nbs/11c_galaxy_commands.ipynb #6592e538
+def published_model(
+    word: str,                     # a file of spender, or a name of the hub
+    instrument: str | None = None, # for old files that do not hold their pixels
+) -> Any:                          # a `BaseAutoencoder`; None if `word` is a model of another kind
+    "Load a published autoencoder."
+    from spectra_nn import hub
+    from spectra_nn.core import SpectraError
+    from spectra_nn.spender import BaseAutoencoder
+    from spectra_nn.spender_files import load_checkpoint
+
+    try: found = hub.load(word)
+    except SpectraError as error:
+        if "give the instrument" not in str(error): raise
+        if instrument is None: raise SpectraError(f"{word} does not say which pixels its encoder reads; give --instrument, for example --instrument SDSS") from None
+        found = load_checkpoint(word, named_instrument(instrument))
+    found = found[1] if isinstance(found, tuple) and len(found) == 2 else found
+    return found if isinstance(found, BaseAutoencoder) else None
+
+# %% ../nbs/11c_galaxy_commands.ipynb #07a3ec35
+def normalised(
+    spectra: Any,             # `Spectra` of any instrument
+    z: Any,                   # (n_spec,) redshifts
+    wave: Any,                # (n_pix,) pixels of the model, vacuum Å
+    error_floor: float = 0.0, # fraction of the flux added to the errors
+    window: tuple[float, float] = (5300.0, 5850.0), # Å at rest, whose median flux becomes 1
+) -> Any:                     # `RedshiftedSpectra`; ivar 0 where nothing can be normalised
+    "Prepare spectra as published models want them."
+    import numpy as np
+    import torch
+
+    from spectra_nn.galaxy_shards import on_pixels
+    from spectra_nn.restframe_basis import RedshiftedSpectra
+    from spectra_nn.sky import sky_mask
+
+    wave, z = np.asarray(wave, np.float64), np.asarray(z, np.float64)
+    flux, ivar = on_pixels(spectra, wave)
+    ivar = np.where(sky_mask(wave), 0, ivar / (1 + ivar * (error_floor * flux)**2))
+    rest = wave / (1 + z[:, None])
+    inside = (ivar > 0) & (rest > window[0]) & (rest < window[1])
+    order = np.sort(np.where(inside, flux, np.inf), axis=1)
+    scale = np.take_along_axis(order, np.maximum(inside.sum(1, keepdims=True) - 1, 0) // 2, 1)
+    scale = np.where(np.isfinite(scale) & (scale > 0), scale, np.nan)
+    tensor = lambda values: torch.as_tensor(np.nan_to_num(values), dtype=torch.float32)  # noqa: E731
+    return RedshiftedSpectra(wave, tensor(flux / scale), tensor(ivar * scale**2), torch.as_tensor(np.nan_to_num(z)), tensor(scale[:, 0]), None, tuple(map(str, spectra.ids)))
+
+# %% ../nbs/11c_galaxy_commands.ipynb #a3ea2a42
+def encode_published(
+    model: Any,      # `BaseAutoencoder`
+    data: Any,       # of `normalised`
+    chunk: int = 64, # spectra at a time
+) -> tuple[Any, Any, Any]: # `Encoding`, covariances NaN; models (n_spec, n_pix) and restframe models (n_spec, n_rest) in the units of the data
+    "Encode and reconstruct galaxies with a published model."
+    import torch
+
+    from spectra_nn.galaxy_autoencoder import EncodeFlag, Encoding
+
+    parts = []
+    with torch.inference_mode():
+        for k in range(0, len(data), chunk):
+            part = data[k:k + chunk]
+            latents, rest, seen = model._forward(part.flux, z=part.z.float())
+            valid = (part.ivar > 0) & model.valid(None, part.z.float())
+            chi2 = torch.where(valid, part.ivar * (part.flux - seen)**2, 0).double().sum(1)
+            parts.append((latents, rest * part.scale[:, None], torch.where(model.valid(None, part.z.float()), seen * part.scale[:, None], torch.nan), chi2, valid.sum(1)))
+    latents, rest, seen, chi2, n_valid = (torch.cat(column) for column in zip(*parts))
+    bad, few = n_valid == 0, n_valid < 10 * latents.shape[1]
+    poor, odd = chi2 > 3 * n_valid, ~(data.scale > 0)
+    flags = EncodeFlag.BAD_INPUT.value * (bad | odd) + EncodeFlag.FEW_PIXELS.value * few + EncodeFlag.POOR_CHI2.value * poor
+    hidden = (bad | odd)[:, None]
+    latents = torch.where(hidden, torch.nan, latents.double())
+    unknown = torch.full((len(data), latents.shape[1], latents.shape[1]), torch.nan, dtype=torch.float64)
+    found = Encoding(latents, unknown, torch.where(hidden[:, 0], torch.nan, data.scale.double()), chi2, n_valid, flags.to(torch.int32), torch.zeros(len(data), 0, dtype=torch.float64))
+    return found, torch.where(hidden, torch.nan, seen), torch.where(hidden, torch.nan, rest)
+
+# %% ../nbs/11c_galaxy_commands.ipynb #f6c494e6
+def _read_with_redshifts(files: list[Path], instrument: str | None, frame: str | None, z: float | None) -> tuple[Any, Any, Any]:
+    "Read galaxies; return spectra, redshifts and the instrument that was named."
+    known = named_instrument(instrument) if instrument else None
+    spectra = read_files(files, frame or (known.frame if known else None), None)
+    return spectra, known_redshifts(spectra, z), known
+
+
+def _prepared(files: list[Path], instrument: str | None, frame: str | None, z: float | None, error_floor: float) -> Any:
     "Read galaxies and get them ready for a model."
     from spectra_nn.restframe_basis import redshifted
 
-    known = named_instrument(instrument) if instrument else None
-    spectra = read_files(files, frame or (known.frame if known else None), error)
-    return redshifted(spectra, known_redshifts(spectra, z), known, error_floor=error_floor)
+    return redshifted(*_read_with_redshifts(files, instrument, frame, z), error_floor=error_floor)
 
 
 def _encoding_table(data: Any, found: Any) -> Any:
@@ -138,9 +218,9 @@ def _encoding_table(data: Any, found: Any) -> Any:
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in EncodeFlag})
     return table
 
-# %% ../nbs/11c_galaxy_commands.ipynb #27e82677
+# %% ../nbs/11c_galaxy_commands.ipynb #3b788b3c
 def encode(
-    model: str,                            # model file, or its name on the hub, such as sdss_mock
+    model: str,                            # model file, its name on the hub, such as sdss_mock, or a published one (.pt of spender)
     files: list[Path],                     # spectra: of a survey, .npz with wave, flux, ivar and perhaps z and ids, or text
     *,
     out: Path,                             # table to write, .fits, .ecsv or .parquet
@@ -152,22 +232,31 @@ def encode(
 ) -> int:                                  # exit status
     """Encode galaxies: latents with errors, brightness, chi2 and flags, one row per spectrum.
 
-    Example:
+    Models published with spender have no errors of latents (NaN), and take the calibration as it is.
+
+    Examples:
       spectra-nn encode sdss_mock data/spec-*.fits --instrument SDSS --out latents.fits
+      spectra-nn encode sdss_II data/spec-*.fits --out latents.fits
+      spectra-nn encode my_spender.pt data/spec-*.fits --out latents.fits
     """
     from spectra_nn import galaxy_autoencoder
     from spectra_nn.fit_results import write_table
 
     check_out(out, ".fits", ".ecsv", ".parquet")
-    network = galaxy_model(model)
-    data = _prepared(files, instrument, frame, None, z, error_floor)
-    found = galaxy_autoencoder.encode(network, data, calibration=calibration)
+    if published := published_model(model, instrument):
+        spectra, redshifts, _ = _read_with_redshifts(files, instrument, frame, z)
+        data = normalised(spectra, redshifts, published.wave_obs, error_floor)
+        found, _, _ = encode_published(published, data)
+    else:
+        network = galaxy_model(model)
+        data = _prepared(files, instrument, frame, z, error_floor)
+        found = galaxy_autoencoder.encode(network, data, calibration=calibration)
     write_table(_encoding_table(data, found), out)
     usual = (found.chi2 / found.n_valid.clamp_min(1)).median()
     print(f"{len(data)} spectra, {int((found.flags == 0).sum())} without a flag; median χ² per pixel {usual:.2f}\nwritten: {out}")
     return 0
 
-# %% ../nbs/11c_galaxy_commands.ipynb #e120e7b4
+# %% ../nbs/11c_galaxy_commands.ipynb #50a84d0f
 def reconstruct(
     model: str,                            # model file, or its name on the hub, such as sdss_mock
     files: list[Path],                     # spectra, as for encode
@@ -180,6 +269,8 @@ def reconstruct(
 ) -> int:                                  # exit status
     """Write what the model says each spectrum should be, as observed and in the restframe, with errors.
 
+    Errors are NaN for models published with spender, which have none.
+
     The arrays: wave, flux, error (n_spec, n_pix) on the observed pixels; rest_wave, rest_flux, rest_error (n_spec, n_rest); z; ids. Vacuum wavelengths.
 
     Example:
@@ -191,14 +282,20 @@ def reconstruct(
     from spectra_nn.core import atomic_write
 
     check_out(out, ".npz")
-    network = galaxy_model(model)
-    data = _prepared(files, instrument, frame, None, z, error_floor)
-    found = galaxy_autoencoder.encode(network, data)
-    (flux, error), (rest_flux, rest_error) = galaxy_autoencoder.reconstruct(network, data, found), galaxy_autoencoder.restframe(network, found)
+    if published := published_model(model, instrument):
+        spectra, redshifts, _ = _read_with_redshifts(files, instrument, frame, z)
+        data, rest_wave = normalised(spectra, redshifts, published.wave_obs, error_floor), published.wave_rest.double()
+        found, flux, rest_flux = encode_published(published, data)
+        error, rest_error = (values * float("nan") for values in (flux, rest_flux))
+    else:
+        network = galaxy_model(model)
+        data, rest_wave = _prepared(files, instrument, frame, z, error_floor), network.basis.rest_wave
+        found = galaxy_autoencoder.encode(network, data)
+        (flux, error), (rest_flux, rest_error) = galaxy_autoencoder.reconstruct(network, data, found), galaxy_autoencoder.restframe(network, found)
     with atomic_write(out) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, wave=data.wave, flux=flux.numpy(), error=error.numpy(), rest_wave=network.basis.rest_wave.numpy(), rest_flux=rest_flux.numpy(),
+        np.savez_compressed(file, wave=data.wave, flux=flux.numpy(), error=error.numpy(), rest_wave=rest_wave.numpy(), rest_flux=rest_flux.numpy(),
                             rest_error=rest_error.numpy(), z=data.z.numpy(), ids=np.array(data.ids), flags=found.flags.numpy(), frame=np.array("vacuum"))
-    print(f"written: {out}, {len(data)} spectra of {len(data.wave)} pixels, restframe {network.basis.rest_wave[0]:.0f}-{network.basis.rest_wave[-1]:.0f} Å")
+    print(f"written: {out}, {len(data)} spectra of {len(data.wave)} pixels, restframe {rest_wave[0]:.0f}-{rest_wave[-1]:.0f} Å")
     return 0
 
 # %% ../nbs/11c_galaxy_commands.ipynb #1a92ec3f
@@ -232,7 +329,7 @@ def redshift(
     print(f"{result.summary()}\nwritten: {out}" + (f", {plots}/" if plots else ""))
     return 0
 
-# %% ../nbs/11c_galaxy_commands.ipynb #1572be7d
+# %% ../nbs/11c_galaxy_commands.ipynb #5c87f9a8
 def outliers(
     model: str,                            # model file, or its name on the hub, such as sdss_mock
     files: list[Path],                     # spectra, as for encode
@@ -258,7 +355,7 @@ def outliers(
     check_out(out, ".fits", ".ecsv", ".parquet")
     network, density = galaxy_model(model), models.load(flow or f"{Path(model).stem}_flow")
     if not isinstance(density, LatentFlow): raise SpectraError(f"{flow} is no density of latents; expected what `outliers.save_flow` writes")
-    result = outlier_score(_prepared(files, instrument, frame, None, z, error_floor), network, density, progress=not quiet)
+    result = outlier_score(_prepared(files, instrument, frame, z, error_floor), network, density, progress=not quiet)
     result.write(out)
     if gallery is not None:
         import matplotlib
