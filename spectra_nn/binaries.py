@@ -73,7 +73,7 @@ def _planck_ratio(wave: Tensor, one: Tensor, two: Tensor) -> tuple[Tensor, Tenso
     slope = lambda at, t: x(at, t) / t[:, None] / -torch.expm1(-x(at, t))  # noqa: E731
     return torch.exp(log(wave) - log(middle)), slope(middle, one) - slope(wave, one), slope(wave, two) - slope(middle, two)
 
-# %% ../nbs/05b_binaries.ipynb #31d75b8f
+# %% ../nbs/05b_binaries.ipynb #1916fa0f
 class ObservedBinary:
     "Flux and exact derivatives of two stars on the pixels of an `Observer`."
 
@@ -91,6 +91,16 @@ class ObservedBinary:
         n, rows = len(labels), None if rows is None else torch.cat([rows, rows])
         found = self.one(torch.cat(self.emulator.split(labels)), torch.cat([velocity, velocity + labels[:, -1]]), free, rows)
         return tuple(part.unflatten(0, (2, n)) for part in found)
+
+    def columns(self, labels: Tensor, velocity: Tensor, free: Tensor, rows: Tensor | None = None, slope: bool = True, spare: int = 0) -> Tensor:
+        "Return flux, derivatives to labels and, unless `slope` is False, to velocity side by side (n, n_pix, n_column), and `spare` columns of zeros."
+        flux, slopes, change = self(labels, velocity, free, rows)
+        parts = [flux[..., None], slopes, *([change[..., None]] if slope else [])]
+        return torch.cat([*parts, flux.new_zeros(*flux.shape, spare)], 2)
+
+    def flux(self, labels: Tensor, velocity: Tensor, rows: Tensor | None = None) -> Tensor:
+        "Return flux (n, n_pix) alone."
+        return self(labels, velocity, torch.arange(0, device=labels.device), rows)[0]
 
     def __call__(self, labels: Tensor, velocity: Tensor, free: Tensor | None = None, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         "Return flux (n, n_pix), its derivatives (n, n_pix, n_free) to labels and (n, n_pix) to the velocity of the first star."
@@ -141,10 +151,10 @@ def _guesses(emulator: BinaryEmulator, labels: np.ndarray) -> list[tuple[np.ndar
 
     return [(with_steps((0., 200.) if feh < 0.1 else (-200., 50.), feh), with_steps((100., -400., -1000.), feh)) for feh in (0., 0.25, 0.5)]
 
-# %% ../nbs/05b_binaries.ipynb #30ff5b2a
+# %% ../nbs/05b_binaries.ipynb #2164d7cd
 def _pair_gain(one: Tensor, two: Tensor, data: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     "Return the fall of χ² (n_one, n_two) below that of no star at all, for the best positive sum of spectra (n_one, n_pix) and (n_two, n_pix), and the flux ratio."
-    one, two, data = one * weight, two * weight, data * weight
+    one, two, data = (part.double() * weight for part in (one, two, data))  # the spectra are nearly parallel
     aa, bb, ab, ya, yb = (one**2).sum(1)[:, None], (two**2).sum(1), one @ two.T, (one @ data)[:, None], two @ data
     determinant = aa * bb - ab**2
     a, b = (ya * bb - yb * ab) / determinant, (yb * aa - ya * ab) / determinant
@@ -161,7 +171,7 @@ def _search_pairs(emulator: BinaryEmulator, model: ObservedEmulator, labels: np.
     parts, stars = [], _guesses(emulator, labels)
     for first, second in stars:
         knots = model.coefficients(torch.as_tensor(np.r_[first, second], device=chain.device), torch.arange(0, device=chain.device))[..., 0]
-        seen = sample_spline(knots.T[None], position.reshape(1, -1))[0][0].view(*position.shape, -1).movedim(2, 0)  # (n_guess, n_v, n_pix)
+        seen = sample_spline(knots.T[None], position.reshape(1, -1))[0].view(*position.shape, -1).movedim(2, 0)  # (n_guess, n_v, n_pix)
         parts.append(_pair_gain(seen[:len(first)].flatten(0, 1), seen[len(first):].flatten(0, 1), data, weight))
     shape = len(stars), len(stars[0][0]), len(offset), len(stars[0][1]), len(offset)
     gain, ratio = (torch.stack(part).view(shape) for part in zip(*parts))

@@ -177,7 +177,7 @@ def _update(
     state.x[rows] = trial[better]
     for mine, found in zip(state.now, new): mine[rows] = found[better]
 
-# %% ../nbs/02a_least_squares.ipynb #bff07384
+# %% ../nbs/02a_least_squares.ipynb #2785c858
 def levenberg_marquardt(
     model: Callable,                     # (parameters (k, p), rows (k,)) → (residual (k, m), jacobian (k, p, m)) or `NormalEquations`
     start: Tensor,                       # (n, p) where to start; moved into the bounds
@@ -188,6 +188,7 @@ def levenberg_marquardt(
     max_steps: int = 50,                 # model evaluations allowed per row
     tolerance: float = 1e-4,             # stop when chi2 cannot fall by more: 1e-4 is a hundredth of an error bar from the minimum
     leap: float = 0.,                    # take the last step without another evaluation when it promises a fall of chi2 below this
+    reach: float | Tensor = float("inf"), # and moves no parameter by more than this, (p,) or the same for all
 ) -> LeastSquares:                       # parameters, curvature and what happened, row by row
     "Minimise the chi2 of every row of `start`, all rows at once and independently."
     if start.ndim != 2: raise SpectraError(f"start must be (n, p), one row per problem; got {tuple(start.shape)}")
@@ -210,7 +211,8 @@ def levenberg_marquardt(
         if not len(rows): break
         _, gradient, hessian = (t[rows] for t in state.now)
         minimum, distance, solved = _bounded_step(state.x[rows], gradient, hessian, torch.full_like(state.damping[rows], 1e-9), low[rows], high[rows])
-        close = solved & (distance.abs() <= max(tolerance, leap))
+        near = ((minimum - state.x[rows]).abs() <= reach).all(1)
+        close = solved & ((distance.abs() <= tolerance) | (near & (distance.abs() <= leap)))
         state.converged[rows] = close
         if leap:
             state.x[rows[close]] = minimum[close]

@@ -322,7 +322,7 @@ def kernel_matrix(
         total = _add_matern(total, _square_distances(a * scale, b * scale), amplitude)
     return total
 
-# %% ../nbs/02b_networks.ipynb #2540b304
+# %% ../nbs/02b_networks.ipynb #3ff1a95f
 def kernel_tangents(
     network: KernelNetwork,  # solved network
     x: torch.Tensor,         # (n, d) features
@@ -338,11 +338,12 @@ def kernel_tangents(
     value, bend = w.new_zeros(len(w), len(centres)), w.new_empty(len(w), len(scales), len(centres), dtype=single)
     squares = scales**2
     near, far = w**2 @ squares.T, squares @ (centres**2).T
-    for term, amplitude in enumerate(amplitudes):  # Matérn-5/2 and its derivative share the exponential
-        s = torch.addmm(far[term], w * squares[term], centres.T, alpha=-2).add_(near[:, term, None]).clamp_min_(0).sqrt_()
-        decay = torch.exp(-s)
-        bend[:, term] = first = decay * (s + 1)
-        value += amplitude * (first + decay.mul_(s.square_().mul_(1 / 3)))
+    for term, amplitude in enumerate(amplitudes.tolist()):  # Matérn-5/2 and its derivative share the exponential
+        square = torch.addmm(far[term], w * squares[term], centres.T, alpha=-2).add_(near[:, term, None]).clamp_min_(0)
+        s = square.sqrt()
+        first, decay = s + 1, s.neg_().exp_()
+        bend[:, term] = first.mul_(decay)
+        value.add_(first, alpha=amplitude).addcmul_(square, decay, value=amplitude / 3)
     slope = (-1 / 3 * amplitudes[:, None] * squares).T.to(single) @ bend  # the scale holds √5
     for at, mine, column in zip(centres.T.to(single).contiguous(), slope.unbind(1), w.T.to(single)): mine *= column[:, None] - at
     product = fast_linear(slope.flatten(0, 1), network.weights.T.to(single), slope.new_zeros(network.weights.shape[1]))

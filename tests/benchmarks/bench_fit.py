@@ -1,8 +1,8 @@
 """Stars fitted per second: `fit` against one `scipy.optimize.curve_fit` per star, the same emulator, pixels and free parameters.
 
 The peer is what the Payne family does: finite-difference Jacobians, one star at a time, the model smeared by FFT and shifted by linear
-interpolation. It is given the true velocity to start from, since it has no cross-correlation; `fit` searches ±1000 km/s. Both get one thread and
-are compared by the processor time they take, so that what else the machine does has no say. The steps of the peer's differences are right for a
+interpolation. It has no cross-correlation and is given the true velocity to start from; so is `fit`, and once more it searches ±1000 km/s as it
+does for its users. Both get one thread and are compared by the processor time they take, so that what else the machine does has no say. The steps of the peer's differences are right for a
 network in single precision: with SciPy's own, 1e-8, its derivatives would be noise and its chi2 twice as large.
 """
 
@@ -80,8 +80,8 @@ def one_star_at_a_time(emulator, spectra, velocity):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--emulator", help="an emulator file")
-    parser.add_argument("--stars", type=int, default=512)
-    parser.add_argument("--peer-stars", type=int, default=12)
+    parser.add_argument("--stars", type=int, default=2048)
+    parser.add_argument("--peer-stars", type=int, default=24)
     parser.add_argument("--pixels", type=int, default=5800)
     options = parser.parse_args()
     if os.environ.get("OPENBLAS_NUM_THREADS") != "1":  # else NumPy's threads wait for each other, and the peer's time doubles
@@ -100,7 +100,10 @@ def main():
     everything = len(spectra) / (time.perf_counter() - start)
     torch.set_num_threads(1)
     start = time.process_time()
-    result = fit(emulator, spectra, **settings)
+    searched = fit(emulator, spectra, **settings)
+    searching = len(spectra) / (time.process_time() - start)
+    start = time.process_time()
+    result = fit(emulator, spectra, start={"velocity": velocity}, **settings)
     ours = len(spectra) / (time.process_time() - start)
     few = options.peer_stars
     start = time.process_time()
@@ -111,10 +114,11 @@ def main():
     details = {"pixels": options.pixels, "parameters": len(result.parameter_names), "median chi2/dof": round(float(np.median(result.table["chi2"] / result.table["dof"])), 3),
                "peer's chi2 minus ours, median where both found the same minimum": round(float(np.median(lead[agree])), 2) if agree.any() else None,
                "stars that the peer left in a worse minimum": int((lead >= 30).sum()), "stars that we did": int((lead <= -30).sum()), "of": few}
-    print(json.dumps({"name": "fit, stars with exact derivatives in batches", "value": round(ours, 2), "unit": "stars/s and core",
+    print(json.dumps({"name": "fit, stars from their true velocity", "value": round(ours, 2), "unit": "stars/s and core",
                       "peer": round(peer, 3), "ratio": round(ours / peer, 1), "target": ">= 100", **details}))
+    print(json.dumps({"name": "fit, the same with velocities searched over ±1000 km/s", "value": round(searching, 2), "unit": "stars/s and core", "peer": round(peer, 3), "ratio": round(searching / peer, 1)}))
     print(json.dumps({"name": "fit, stars on all cores of this moment", "value": round(everything, 1), "unit": "stars/s", "threads": threads, "target": ">= 300 on two cores"}))
-    error = np.abs(result.table["velocity"].value - velocity)
+    error = np.abs(searched.table["velocity"].value - velocity)
     print(json.dumps({"name": "fit, velocities found within 1 km/s of ±1000 searched", "value": round(float(np.mean(error < 1)), 4), "unit": "of all", "target": ">= 0.99"}))
 
 
