@@ -408,7 +408,7 @@ class SecondSearch(NamedTuple):
     second: SecondScan # of the first three
     log_z: np.ndarray  # (n_z,) ln(1 + z) that are tried
 
-# %% ../nbs/09_outliers.ipynb #58623895
+# %% ../nbs/09_outliers.ipynb #f98bd5b5
 def prepare_second(
     model: GalaxyAutoencoder, # gives the components
     data: RedshiftedSpectra,  # of the instrument
@@ -424,10 +424,10 @@ def prepare_second(
     return SecondSearch(basis, basis.view(data.wave, data.resolution), scan, prepare_second_scan(scan, population), log_z)
 
 
-def _offered(search: SecondSearch, fit: FittedGalaxies, wave: np.ndarray, clip: float = 20.) -> Tensor:
-    "Return what a second galaxy at each redshift saves, residuals above `clip` errors cut."
+def _offered(search: SecondSearch, fit: FittedGalaxies, wave: np.ndarray) -> Tensor:
+    "Return what a second galaxy at each redshift saves."
     root = fit.weight.sqrt()
-    best = Profile(root, fit.design * root[..., None], (fit.residual * root).clamp(-clip, clip), fit.matrix, fit.coefficients)
+    best = Profile(root, fit.design * root[..., None], fit.residual * root, fit.matrix, fit.coefficients)
     return second_source_curve(search.scan, search.second, free_calibration(best, wave))[0]
 
 # %% ../nbs/09_outliers.ipynb #a01ab684
@@ -635,7 +635,7 @@ def _reasons(values: np.ndarray, star_chi2: np.ndarray, each: np.ndarray) -> np.
     names = np.where((star > 0) & (star_chi2 < _GOOD_STAR) & (each[:, 2] < 3 * each[:, 3]), "star", names)
     return np.where((redshift > 25) & (redshift > second), "redshift", names)
 
-# %% ../nbs/09_outliers.ipynb #f3a6e1f5
+# %% ../nbs/09_outliers.ipynb #3bcf7a88
 @dataclass(frozen=True, repr=False)
 class OutlierResult:
     """Scores, one row per spectrum in the order given.
@@ -674,7 +674,7 @@ class OutlierResult:
     def __repr__(self) -> str:
         score = np.asarray(self.table["score"])
         top = [f"  {self.table['id'][k]}: score {score[k]:.1f}, {self.table['reason'][k]}" for k in self.order[:5] if np.isfinite(score[k])]
-        return "\n".join([f"{len(self)} spectra, {int((score > 2).sum())} with a score above 2, {int((~np.isfinite(score)).sum())} without; the strangest:", *top])
+        return "\n".join([f"{len(self)} spectra, {int((score > 2).sum())} with a score above 2, {int((~np.isfinite(score)).sum())} without a score" + ("; the strangest:" if top else ""), *top])
 
 # %% ../nbs/09_outliers.ipynb #ff0548cc
 def smooth_residual(

@@ -212,7 +212,7 @@ def find_minima(
         left = torch.where((grid - at[:, None]).abs() < apart, torch.inf, left)
     return torch.stack(where, 1), torch.stack(value, 1)
 
-# %% ../nbs/08_redshift.ipynb #6b587b20
+# %% ../nbs/08_redshift.ipynb #d99db5a4
 class Refined(NamedTuple):
     "Exact redshifts near those that were proposed; float64."
     log_z: Tensor        # (n,) ln(1 + z)
@@ -545,7 +545,7 @@ def _flags(settings: _Settings, part: RedshiftedSpectra, best: dict[str, Tensor]
     if settings.templates: flag = raised((best["margins"] < 0).any(1), RedshiftFlag.OTHER_CLASS)
     return torch.where(bad, int(RedshiftFlag.BAD_INPUT), flag)
 
-# %% ../nbs/08_redshift.ipynb #8d9f67af
+# %% ../nbs/08_redshift.ipynb #c82d5dd8
 @torch.no_grad()
 def _estimate_chunk(settings: _Settings, scan: Scan, second: SecondScan, view: BasisView, part: RedshiftedSpectra) -> dict[str, np.ndarray]:
     "Everything about the redshifts of some spectra, as arrays."
@@ -554,6 +554,7 @@ def _estimate_chunk(settings: _Settings, scan: Scan, second: SecondScan, view: B
     curve = torch.where(bad[:, None], 0., curve)
     part = replace(part, flux=torch.where(bad[:, None], 0., part.flux), ivar=torch.where(bad[:, None], 0., part.ivar))
     best = _refined_minima(settings, scan, view, part, curve)
+    bad = bad | (best["n_valid"] == 0)  # nothing to be seen at the best redshift is no redshift
     population, c = settings.population, best["coefficients"]
     best["brightness"] = c.new_ones(len(c)) if population is None else c @ population.direction.to(c)
     if population is None: best["brightness"] = (c.float() @ settings.basis.basis).mean(1).double()

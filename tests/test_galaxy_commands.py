@@ -7,9 +7,10 @@ from astropy.table import QTable
 
 from spectra_nn.core import SpectraError, asset
 from spectra_nn.galaxy_autoencoder import EncodeFlag
-from spectra_nn.galaxy_commands import encode, encode_published, galaxy_model, normalised, published_model, reconstruct
+from spectra_nn.galaxy_commands import encode, encode_published, galaxy_model, latent_density, normalised, outliers, published_model, reconstruct, redshift
 from spectra_nn.instruments import SDSS
 from spectra_nn.named_arrays import info_column
+from spectra_nn.outliers import LatentFlow, MaskedFlow, save_flow
 from spectra_nn.sky import sky_mask
 from spectra_nn.spectrum_files import read_spectra
 from spectra_nn.spender import SpectrumAutoencoder
@@ -106,3 +107,37 @@ def test_models_that_do_not_fit_are_named(folder):
     with pytest.raises(SpectraError, match="kind Emulator"):
         galaxy_model("hr10_turbospectrum")
     assert published_model("sdss_mock") is None
+
+
+def test_spectra_that_a_model_does_not_reach(folder, tmp_path):
+    "Infrared spectra: encode and outliers say what was given and what is known; redshift flags, and gives no number."
+    wave = np.linspace(15000.0, 17000.0, 2000)
+    np.savez(tmp_path / "infrared.npz", wave=wave, flux=np.random.default_rng(0).normal(1, 0.01, (2, 2000)), ivar=np.full((2, 2000), 1e4), z=np.zeros(2), frame="vacuum")
+    for command, name in ((encode, "sdss_mock"), (reconstruct, "sdss_mock"), (encode, str(folder / "theirs.pt"))):
+        with pytest.raises(SpectraError, match="at rest, and the spectra show"):
+            command(name, [tmp_path / "infrared.npz"], out=tmp_path / ("x.npz" if command is reconstruct else "x.fits"))
+    redshift("sdss_mock", [tmp_path / "infrared.npz"], out=tmp_path / "z.ecsv", quiet=True)
+    assert np.isnan(np.ma.filled(QTable.read(tmp_path / "z.ecsv")["z"], np.nan)).all() and (QTable.read(tmp_path / "z.ecsv")["flags"] == 1).all()
+
+
+def test_errors_that_files_do_not_hold(tmp_path):
+    with np.load(asset("mock_galaxies.npz")) as mocks:
+        np.savetxt(tmp_path / "one.txt", np.stack([mocks["wave"], mocks["flux"][0]], 1))
+    with pytest.raises(SpectraError, match="--error"):
+        encode("sdss_mock", [tmp_path / "one.txt"], out=tmp_path / "l.ecsv", z=0.1468, frame="vacuum")
+    assert encode("sdss_mock", [tmp_path / "one.txt"], out=tmp_path / "l.ecsv", z=0.1468, frame="vacuum", error=0.1) == 0
+
+
+def test_a_flow_of_your_own(folder, tmp_path):
+    "It is looked for beside a model's file, or named; one of other latents is refused."
+    pytest.importorskip("zuko")
+    (tmp_path / "mine.safetensors").write_bytes(asset("sdss_mock.safetensors").read_bytes())
+    with pytest.raises(SpectraError, match="there is no .*mine_flow.safetensors"):
+        latent_density(str(tmp_path / "mine.safetensors"), None)
+    (tmp_path / "mine_flow.safetensors").write_bytes(asset("sdss_mock_flow.safetensors").read_bytes())
+    assert outliers(str(tmp_path / "mine.safetensors"), [folder / "night.npz"], out=tmp_path / "o.fits", instrument="SDSS", quiet=True) == 0
+    table = QTable.read(tmp_path / "o.fits")
+    assert len(table) == 8 and np.isnan(np.ma.filled(table["score"], np.nan)).tolist() == [k == 5 for k in range(8)]
+    save_flow(LatentFlow(6, [MaskedFlow(6)], dict(kind="maf", n_hidden=50, n_step=5)), tmp_path / "six.safetensors")
+    with pytest.raises(SpectraError, match="6 latents, the model has 8"):
+        outliers("sdss_mock", [folder / "night.npz"], out=tmp_path / "p.fits", flow=str(tmp_path / "six.safetensors"), quiet=True)
