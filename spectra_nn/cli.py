@@ -311,7 +311,7 @@ def _unknown(word: str, known: list[str], what: str, prog: str) -> int:
     print(f"spectra-nn: unknown {what} {word!r}." + (f" Did you mean {near}?" if near else "") + f"\nTry: {prog} --help", file=sys.stderr)
     return 2
 
-# %% ../nbs/12_cli.ipynb #46c3012c
+# %% ../nbs/12_cli.ipynb #7a45a006
 def _run(verb: Callable, options: dict) -> int:
     "Run a verb; errors of the input and warnings become plain sentences."
     from spectra_nn.core import SpectraError
@@ -322,7 +322,6 @@ def _run(verb: Callable, options: dict) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = note
-            warnings.filterwarnings("ignore", message="loadtxt: input contained no data")  # said better by the row's reason
             return verb(**options)
     except SpectraError as error:
         print(f"spectra-nn: {error}", file=sys.stderr)
