@@ -167,7 +167,7 @@ def _blurred(flux: Tensor, step: float, variance: float) -> Tensor:
     padded = nn.functional.pad(flux[:, None], (half, half), mode="replicate")
     return nn.functional.conv1d(padded, kernel.view(1, 1, -1))[:, 0]
 
-# %% ../nbs/07b_restframe_basis.ipynb #274310bc
+# %% ../nbs/07b_restframe_basis.ipynb #3562c7ce
 def render(
     view: BasisView, # a basis prepared for an instrument
     z: Tensor,       # (n_spec,) redshifts; the result can be differentiated by them
@@ -175,7 +175,7 @@ def render(
     "Look at every basis spectrum from every redshift."
     position = view.position - torch.log1p(z.to(view.position))[:, None] / view.step
     valid = (position >= 0) & (position <= view.length - 1)
-    values, _ = sample_spline(view.coefficients, position.reshape(1, -1))
+    values = sample_spline(view.coefficients, position.reshape(1, -1))
     values = values.view(*position.shape, -1)
     if view.mixture is not None:
         values = (values.unflatten(-1, (3, -1)) * view.mixture[..., None]).sum(-2)
@@ -401,7 +401,21 @@ def within(
     rest = torch.as_tensor(data.wave, device=data.z.device) / (1 + data.z[:, None])
     return replace(data, ivar=data.ivar * ((rest >= low) & (rest <= high)))
 
-# %% ../nbs/07b_restframe_basis.ipynb #4271090b
+# %% ../nbs/07b_restframe_basis.ipynb #e190625e
+def _shown(data: Sequence[RedshiftedSpectra], rest_wave: np.ndarray, least: int = 3, chunk: int = 64) -> np.ndarray:
+    "Cut a grid (n_rest,) that is uniform in ln λ to what at least some galaxies have good pixels at."
+    count, step = torch.zeros(len(rest_wave)), np.log(rest_wave[1] / rest_wave[0])
+    for part in data:
+        place = torch.as_tensor(np.log(part.wave / rest_wave[0]) / step, device=part.z.device)
+        for begin in range(0, len(part), chunk):
+            good = (part.ivar[begin:begin + chunk] > 0).to(part.flux)
+            position = place - torch.log1p(part.z[begin:begin + chunk])[:, None] / step
+            count += (_to_rest(good, good, position, len(rest_wave))[1] > 0).sum(0).cpu()
+    there = torch.nonzero(count >= min(least, sum(map(len, data))))[:, 0]
+    if not len(there): raise SpectraError("no galaxy of the training set has a good pixel")
+    return rest_wave[there[0]:there[-1] + 1]
+
+
 def _start(rest_wave: np.ndarray, n_component: int, resolution: float | None, seed: int) -> RestBasis:
     "Start from a flat spectrum and smooth noise."
     noise = torch.randn(n_component, len(rest_wave) // 25 + 2, generator=torch.Generator().manual_seed(seed))
@@ -409,12 +423,12 @@ def _start(rest_wave: np.ndarray, n_component: int, resolution: float | None, se
     smooth[0] = 1
     return RestBasis(rest_wave, _orthonormal(smooth), resolution)
 
-# %% ../nbs/07b_restframe_basis.ipynb #3fd3ae73
+# %% ../nbs/07b_restframe_basis.ipynb #0fb31606
 def fit_restframe_basis(
     data: RedshiftedSpectra | Sequence[RedshiftedSpectra], # training set, of one or several instruments
     n_component: int = 10,   # spectra in the basis
     *,
-    z_max: float | None = None, # redshift up to which the basis reaches blue enough; None: the largest in the data
+    z_max: float | None = None, # redshift up to which the basis reaches blue enough, as far as there are data; None: the largest in the data
     velocity_step: float = 69.03, # of the restframe grid, km/s; that of SDSS pixels
     turns: int = 12,         # of the alternation
     smooth: float = 4.,      # pixels over which a spectrum without lines has no structure; 0 leaves the noise in
@@ -427,12 +441,14 @@ def fit_restframe_basis(
     z_max = max(float(part.z.max()) for part in data) if z_max is None else z_max
     z_min = min(float(part.z.min()) for part in data)
     low, high = min(part.wave[0] for part in data) / (1 + z_max), max(part.wave[-1] for part in data) / (1 + z_min)
+    rest_wave = _shown(data, log_grid(low * 0.998, high * 1.002, velocity_step))
     sharpest = [part.resolution.max() for part in data if part.resolution is not None]
-    basis = _start(log_grid(low * 0.998, high * 1.002, velocity_step), n_component, max(sharpest) if sharpest else None, seed)
-    window = shared_window(data, basis.rest_wave.numpy())
+    basis = _start(rest_wave, n_component, max(sharpest) if sharpest else None, seed)
+    window = shared_window(data, rest_wave)
+    differ = any(not np.array_equal(part.resolution, data[0].resolution) for part in data)
     with torch.no_grad():
         for turn in tqdm(range(turns), desc="restframe basis", disable=not progress):
-            whole = data if turn >= turns - 3 else [replace(part, resolution=None) for part in data]  # sharpness is a matter for the last turns
+            whole = data if differ or turn >= turns - 3 else [replace(part, resolution=None) for part in data]  # sharpness is a matter for the last turns
             seen = [within(part, *window) for part in whole] if turn < 0.65 * turns else whole
             basis = _turn(basis, seen, whole, smooth)
     return basis

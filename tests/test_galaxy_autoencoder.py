@@ -1,13 +1,14 @@
 """Galaxies encoded by the built-in model: other pixels, other redshifts, bad rows, damaged files, training that goes on."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from spectra_nn import Spectra, SpectraError, asset, read_spectra
-from spectra_nn.galaxy_autoencoder import EncodeFlag, GalaxyRecipe, encode, load_galaxy_model, reconstruct, restframe, save_galaxy_model, train_spender
+from spectra_nn.galaxy_autoencoder import EncodeFlag, GalaxyRecipe, calibration_curve, encode, load_galaxy_model, reconstruct, restframe, save_galaxy_model, train_spender
 from spectra_nn.instruments import BOSS, DESI, SDSS
 from spectra_nn.restframe_basis import chi_squared, fit_restframe_basis, on_common_grid, project, redshifted, render
 from spectra_nn.spectrum_files import info_column
@@ -151,3 +152,47 @@ def test_what_cannot_be(galaxies):
     with pytest.raises(SpectraError, match="fewer"): train_spender(galaxies, GalaxyRecipe(n_latent=9, n_component=8, widths=(), turns=1), progress=False)
     grids = Spectra(np.stack([galaxies.wave, galaxies.wave * 1.0001]), galaxies.flux[:2].numpy(), galaxies.ivar[:2].numpy(), frame="vacuum")
     assert on_common_grid(grids).wave.ndim == 1
+
+
+def test_two_instruments_teach_more_than_one(model):
+    survey = read_spectra(asset("mock_galaxies.npz"))
+    mocks = redshifted(survey, info_column(survey, "z"), SDSS)[info_column(survey, "truth_outlier") == 0]
+    few, others, held_out = mocks[:50], mocks[50:190], mocks[190:]
+    pixels = np.arange(3850.0, 9200.0, 2.5)
+    coarse = SimpleNamespace(resolution_at=lambda wave: np.full(len(wave), 1100.0))
+    elsewhere = observed_by(coarse, pixels, model, encode(model, others).latents, others.z, 15)
+    recipe = GalaxyRecipe(n_latent=10, n_component=11, widths=(), turns=6)
+    reached = {}
+    for name, data in {"one": [few], "both": [few, elsewhere]}.items():
+        found = encode(train_spender(data, recipe, progress=False)[0], held_out)
+        reached[name] = float((found.chi2 / found.n_valid).mean())
+    assert reached["both"] < 0.97 * reached["one"], reached
+
+
+def test_what_calibration_took_away_is_put_back(model, galaxies):
+    x = (galaxies.wave - 6500) / 2700
+    bend = torch.as_tensor(1 + 0.06 * x - 0.05 * x**2, dtype=torch.float32)
+    bent = replace(galaxies, flux=galaxies.flux * bend)
+    for calibration in (0.0, 0.05):
+        found = encode(model, bent, calibration=calibration)
+        seen = reconstruct(model, bent, found)[0] / bent.scale[:, None]
+        chi2 = ((bent.flux - seen).nan_to_num().square() * bent.ivar).sum(1).double()
+        prior = (found.calibration / 0.05).square().sum(1)  # 0 where there is no polynomial
+        assert ((chi2 + prior) / found.chi2 - 1).abs().quantile(0.9) < 5e-3  # the polynomial was eliminated around the linear model
+    assert found.calibration.shape == (len(galaxies), 6)
+    curve, at = calibration_curve(bent, found), [400, 2000, 3500]
+    plain = calibration_curve(galaxies, encode(model, galaxies, calibration=0.05))
+    left = (curve / plain / bend)[:, at]
+    assert (left[:, 1] / left[:, [0, 2]].mean(1) - 1).abs().median() < 0.5 * float(bend[2000] / bend[[400, 3500]].mean() - 1)  # the bow is found; a slope may be dust
+    assert (calibration_curve(galaxies, encode(model, galaxies)) == 1).all()
+
+
+def test_errors_cover_what_was_hidden(model, galaxies):
+    rest = torch.as_tensor(galaxies.wave) / (1 + galaxies.z[:, None])
+    blue = (rest < 4200) & (galaxies.ivar > 0)
+    usable = blue.sum(1) > 200
+    found = encode(model, replace(galaxies, ivar=galaxies.ivar * ~blue)[usable])
+    seen, error = (part / galaxies.scale[usable, None] for part in reconstruct(model, galaxies[usable], found))
+    many = lambda x: torch.where(blue[usable], x, 0).nan_to_num().sum(1) / blue[usable].sum(1)  # noqa: E731
+    pulls = (many(galaxies.flux[usable]) - many(seen)) / many(error)
+    assert (pulls.abs() < 2).double().mean() > 0.8
