@@ -25,7 +25,8 @@ from .restframe_basis import BasisView, Population, RedshiftedSpectra, RestBasis
 __all__ = ['RedshiftFlag', 'find_spikes', 'Scan', 'prior_penalty', 'prepare_scan', 'normal_matrices', 'chi_squared_curve',
            'find_minima', 'Refined', 'Profile', 'refine', 'sharpen', 'ErrorModel', 'Template', 'one_grid_each',
            'SecondScan', 'prepare_second_scan', 'free_calibration', 'second_source_curve', 'without_best_stretch',
-           'template_basis', 'star_basis', 'side_by_side', 'estimate_redshift', 'RedshiftResult', 'calibrate_errors']
+           'template_basis', 'star_basis', 'leading_components', 'side_by_side', 'estimate_redshift', 'RedshiftResult',
+           'calibrate_errors']
 
 # %% ../nbs/08_redshift.ipynb #0183c4d8
 class RedshiftFlag(IntFlag):
@@ -579,9 +580,23 @@ def _ever(scan: Scan, view: BasisView) -> Tensor:
     reach = scan.first + scan.position
     return ((reach >= 3) & (reach - (scan.n_z - 1) <= view.length - 4)).double()
 
-# %% ../nbs/08_redshift.ipynb #084eaec2
-def _basis_of(model: Any, population: Population | None) -> tuple[RestBasis, Population | None]:
+# %% ../nbs/08_redshift.ipynb #6ae50fdf
+def leading_components(
+    basis: RestBasis,       # restframe spectra
+    population: Population, # of their coefficients
+    n_component: int,       # that are wanted
+) -> tuple[RestBasis, Population]: # the mean galaxy and the widest axes as spectra; the population of their coefficients
+    "Reduce a basis to the leading components of its population."
+    mix = torch.cat([population.mean[None], population.axes.T[:n_component - 1]])
+    unit = torch.eye(len(mix), dtype=torch.float64, device=mix.device)
+    reduced = RestBasis(basis.rest_wave.cpu().numpy(), mix.to(basis.basis) @ basis.basis, basis.resolution).to(basis.basis.device)
+    return reduced, Population(unit[0], torch.cat([1e-3 * unit[:, :1], unit[:, 1:]], 1), unit[0])
+
+
+def _basis_of(model: Any, population: Population | None, n_component: int) -> tuple[RestBasis, Population | None]:
     "The basis and population of a model."
+    if population is None and not isinstance(model, RestBasis) and isinstance(getattr(model, "basis", None), RestBasis) and len(model.basis) > n_component and getattr(model, "population", None) is not None:
+        return leading_components(model.basis, model.population, n_component)
     basis = model if isinstance(model, RestBasis) else getattr(model, "basis", None)
     if not isinstance(basis, RestBasis):
         raise SpectraError(f"redshifts need a model of galaxies: a RestBasis, or something with one as `.basis`; got {type(model).__name__}. Is it an emulator of stars?")
@@ -641,7 +656,7 @@ def side_by_side(
     else:
         with ThreadPoolExecutor(n_thread, initializer=torch.set_num_threads, initargs=(1,)) as pool: yield from pool.map(function, items)
 
-# %% ../nbs/08_redshift.ipynb #85114a9a
+# %% ../nbs/08_redshift.ipynb #af52826d
 def estimate_redshift(
     model: Any,               # a `RestBasis`, or a model of galaxies with one as `.basis`, and its `.population`
     spectra: Any,             # `Spectra` of any instrument, or an object like those of specutils
@@ -651,6 +666,7 @@ def estimate_redshift(
     population: Population | None = None, # of coefficients, if the model has none
     prior: Any = None,        # p(z): a function, or two arrays (z, p); None for flat in ln(1 + z)
     templates: Mapping[str, Any] | None = None, # name → `Template`, `RestBasis` or `Spectra` at rest, of other classes
+    n_component: int = 12,    # of a model with a population: mean and widest axes that are used
     n_best: int = 5,          # minima to keep
     errors: ErrorModel = ErrorModel(), # see `calibrate_errors`
     error_floor: float = 0.02, # fraction of the flux added to the errors of pixels: no calibration is perfect
@@ -662,7 +678,7 @@ def estimate_redshift(
 ) -> RedshiftResult:          # one row per spectrum, in their order
     "Find the redshifts of galaxies."
     spectra = spectra if isinstance(spectra, Spectra) else Spectra.from_object(spectra)
-    basis, population = _basis_of(model, population)
+    basis, population = _basis_of(model, population, max(int(n_component), 2))
     log_z, device = _log_z_grid(basis, z_range), basis.basis.device
     _check_overlap(basis, spectra.to_frame("vacuum").wave, log_z)
     if n_best < 1: raise SpectraError(f"n_best must be at least 1; got {n_best}")

@@ -10,7 +10,7 @@ from spectra_nn.galaxy_autoencoder import load_galaxy_model
 from spectra_nn.instruments import SDSS
 from spectra_nn.redshift import (
     ErrorModel, RedshiftFlag, RedshiftResult, Template, calibrate_errors, chi_squared_curve, estimate_redshift, find_minima, find_spikes,
-    one_grid_each, prepare_scan, template_basis,
+    leading_components, one_grid_each, prepare_scan, template_basis,
 )
 from spectra_nn.restframe_basis import Population, RestBasis, redshifted, render
 from spectra_nn.spectrum_files import info_column, read_spectra
@@ -157,6 +157,23 @@ def test_population_and_models(basis, population, galaxies, result):
     through = estimate_redshift(model, galaxies[1][:4], (0.0, 0.5), progress=False)
     given = estimate_redshift(basis, galaxies[1][:4], (0.0, 0.5), population=population, progress=False)
     assert np.array_equal(through.table["z"], given.table["z"]) and np.allclose(given.table["z"], result.table["z"][:4], atol=3e-4)
+
+
+def test_leading_components_find_the_same(basis, population, galaxies):
+    "A population of little width in its last axis needs two of three spectra; galaxies of the first two are found as well."
+
+    class Model:
+        pass
+
+    model = Model()
+    model.basis, model.population = basis, population
+    z = np.random.default_rng(8).uniform(0.05, 0.4, 6)
+    both = [estimate_redshift(model, observe(basis, z, 20.0, seed=6), (0.0, 0.5), n_component=n, progress=False) for n in (3, 2)]
+    assert both[0].coefficients.shape[1] == 3 and both[1].coefficients.shape[1] == 2 and np.abs(both[0].table["z"] - z).max() < 1e-3
+    fewer, narrow = leading_components(basis, population, 2)
+    assert torch.allclose(fewer.basis[0].double(), population.mean @ basis.basis.double(), rtol=1e-5) and narrow.direction.tolist() == [1, 0]
+    right = estimate_redshift(fewer, observe(basis, z, 20.0, seed=6), (0.0, 0.5), population=narrow, progress=False)
+    assert np.array_equal(right.table["z"], both[1].table["z"])
 
 
 def test_negative_light_and_the_edge(basis, galaxies):
