@@ -70,7 +70,7 @@ def prep_galaxies(
     print(report)
     return 0
 
-# %% ../nbs/11c_galaxy_commands.ipynb #9eb75f1d
+# %% ../nbs/11c_galaxy_commands.ipynb #8a89bec0
 def train_spender(
     shards: list[Path],                    # folders made by prep-galaxies, one for each instrument
     *,
@@ -78,6 +78,7 @@ def train_spender(
     latents: int = 6,                      # numbers that describe a galaxy
     components: int = 32,                  # restframe spectra in the basis
     steps: int = 1500,                     # of the networks' training; 0 for a linear model
+    minutes: float | None = None,          # longest time for the networks, min; default: what the steps take
     seed: int = 0,                         # of everything random
     run: Path | None = None,               # folder for checkpoints, from which an interrupted training goes on
     quiet: bool = False,                   # no progress bars
@@ -100,7 +101,7 @@ def train_spender(
     opened = [ShardedSpectra.open(folder) for folder in shards]
     load = lambda split: [redshifted(*each.read_all(split), named_instrument(each.instrument)) for each in opened]  # noqa: E731
     recipe = GalaxyRecipe(n_latent=latents, n_component=components if steps else latents + 1, widths=GalaxyRecipe().widths if steps else ())
-    if steps: recipe = replace(recipe, train=replace(recipe.train, steps=steps))
+    if steps: recipe = replace(recipe, train=replace(recipe.train, steps=steps, minutes=minutes))
     training = load("train")
     model, _ = train_model(training, recipe, seed=seed, folder=run, progress=not quiet)
     scores = []

@@ -169,7 +169,7 @@ def _map_shard(path: Path) -> dict[str, np.ndarray]:
         if isinstance(problem, SpectraError): raise
         raise SpectraError(f"{path} is no readable shard: {problem}") from problem
 
-# %% ../nbs/06b_galaxy_shards.ipynb #86a19c43
+# %% ../nbs/06b_galaxy_shards.ipynb #45cef1ed
 _FORMAT = "spectra_nn shards 1"
 
 
@@ -193,7 +193,7 @@ class ShardReport:
     rejected: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        lines = [f"{self.n_spec} spectra in {self.n_shard} shards in {self.folder}, {len(self.rejected)} rejected"]
+        lines = [f"{self.n_spec} spectra in {self.n_shard} shard{'s' * (self.n_shard != 1)}, {len(self.rejected)} rejected; folder: {self.folder}"]
         lines += [f"  {name}: {reason}" for name, reason in list(self.rejected.items())[:10]]
         return "\n".join(lines + ["  …"] * (len(self.rejected) > 10))
 

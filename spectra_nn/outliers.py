@@ -724,7 +724,7 @@ def _compared(result: OutlierResult, row: int) -> tuple[np.ndarray, ...]:
     weight = weight / (1 + weight * excess.to(weight) * model.nan_to_num().square())
     return data.wave, model.cpu().numpy(), (data.flux[0] - model).cpu().numpy(), weight.cpu().numpy()
 
-# %% ../nbs/09_outliers.ipynb #ac9b198c
+# %% ../nbs/09_outliers.ipynb #4177488e
 def plot_outliers(
     result: OutlierResult, # of `outlier_score`
     rows: Sequence[int],   # which spectra
@@ -747,6 +747,7 @@ def _draw_spectrum(result: OutlierResult, row: int, top: Any, low: Any) -> None:
     "Draw spectrum, reconstruction and smoothed residual, the lines of strange stretches named."
     wave, model, residual, weight = _compared(result, row)
     good = weight > 0
+    ends = (wave[good] if good.any() else wave)[[0, -1]]
     t, table = smooth_residual(residual, weight), result.table
     top.plot(wave[good], (model + residual)[good], color="0.6", lw=0.6, label="data")
     top.plot(wave, model, color="C1", lw=0.9, label="reconstruction")
@@ -761,9 +762,9 @@ def _draw_spectrum(result: OutlierResult, row: int, top: Any, low: Any) -> None:
     if good.any(): top.set(ylim=np.quantile((model + residual)[good], [0.002, 0.998]) + np.array([-0.3, 0.5]))
     second = table["z_second"][row] if table["reason"][row] in ("second galaxy", "redshift") else np.nan
     top.set_title(f"{table['id'][row]}   z = {table['z'][row]:.4f}   score {table['score'][row]:.1f}   {table['reason'][row]}" + (f" at z = {second:.4f}" if np.isfinite(second) else ""), fontsize=9, loc="left")
-    top.set(ylabel="flux / mean", xlim=wave[[0, -1]], xticklabels=[])
-    low.set(ylabel="residual, σ", xlim=wave[[0, -1]], ylim=np.array([-1.15, 1.15]) * max(8, np.nanmax(np.abs(t), initial=0)))
-    top.legend(fontsize=7, loc="upper center", ncol=2)
+    top.set(ylabel="flux / mean", xlim=ends, xticklabels=[])
+    low.set(ylabel="residual, σ", xlim=ends, ylim=np.array([-1.15, 1.15]) * max(8, np.nanmax(np.abs(t), initial=0)))
+    top.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0, ncol=2, frameon=False)
 
 
 def _draw_answers(result: OutlierResult, row: int, ax: Any) -> None:

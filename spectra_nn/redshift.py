@@ -656,7 +656,7 @@ def side_by_side(
     else:
         with ThreadPoolExecutor(n_thread, initializer=torch.set_num_threads, initargs=(1,)) as pool: yield from pool.map(function, items)
 
-# %% ../nbs/08_redshift.ipynb #af52826d
+# %% ../nbs/08_redshift.ipynb #3d378ff5
 def estimate_redshift(
     model: Any,               # a `RestBasis`, or a model of galaxies with one as `.basis`, and its `.population`
     spectra: Any,             # `Spectra` of any instrument, or an object like those of specutils
@@ -685,7 +685,7 @@ def estimate_redshift(
     settings = _Settings(basis, population, log_z, torch.as_tensor(_prior_cost(prior, log_z), device=device), instrument, _templates(templates), int(n_best), errors, error_floor,
                          least_delta_chi2, poor_chi2, len(spectra) <= 10_000 if keep_curves is None else keep_curves, chunk or (8 if device.type == "cpu" else 128))
     rows, parts = [], []
-    with tqdm(total=len(spectra), desc="redshifts", disable=not progress) as bar:
+    with tqdm(total=len(spectra), desc="redshifts", unit="spectrum", disable=not progress) as bar:
         for chosen, group in one_grid_each(spectra.to_frame("vacuum")):
             data = redshifted(group, 0., instrument, error_floor=error_floor).to(device)
             data = replace(data, ivar=torch.where(find_spikes(data), 0., data.ivar))
