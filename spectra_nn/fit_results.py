@@ -260,7 +260,7 @@ def draw_fit(
         top.text(at, 1.08 * seen.max(), name, ha="center", va="bottom", fontsize=7, color="0.3", clip_on=True)
     top.legend(loc="lower right")
 
-# %% ../nbs/04a_fit_results.ipynb #fdfcfb80
+# %% ../nbs/04a_fit_results.ipynb #dc9042f9
 def fit_title(
     result: FitResult, # of a fit
     row: int,          # which spectrum
@@ -286,7 +286,7 @@ def _plot(result: FitResult, row: int, window: tuple[float, float] | None, lines
 
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(9, 4.5), sharex=True, height_ratios=[3, 1], constrained_layout=True)
     draw_fit(result, row, top, bottom, window=window, lines=lines)
-    top.set_title("\n".join(textwrap.fill(line, 115) for line in fit_title(result, row).split("\n")), fontsize=8.5)
+    top.set_title("\n".join(textwrap.fill(line, 128) for line in fit_title(result, row).split("\n")), fontsize=8.5)
     return fig
 
 # %% ../nbs/04a_fit_results.ipynb #110593b3
