@@ -698,9 +698,10 @@ def _make_setup(emulator: Any, spectra: Spectra, plan: _Plan, line_spread: LineS
     bins, errors = _bins(model), _error_table(emulator, observer) if use_emulator_error else None
     return _Setup(emulator, plan, observer, model, table, fixed, span if known is None else None, use_emulator_error, robust, poor_chi2, starts, piece, bins, errors, systematic, lines, None if given is None else on(given))
 
-# %% ../nbs/05_fitting.ipynb #80db856c
+# %% ../nbs/05_fitting.ipynb #dd723b1a
 def _level_of(setup: _Setup, data: _Data, weight: Tensor, labels: Tensor, velocity: Tensor) -> Tensor:
-    "Return the coefficients of the continuum (k, n_term), in units of `data.scale`."
+    "Return the coefficients of the continuum (k, n_term), in units of `data.scale`; bins tell as much of it as pixels do."
+    if setup.bins is not None: setup, data, weight = _in_bins(setup, data, weight)
     parts = []
     for index in torch.arange(len(labels), device=labels.device).split(setup.piece):
         piece = _take(data, index)
@@ -1044,7 +1045,7 @@ def fit_problem(
     options |= dict(fixed=fixed, instrument=None, windows=None, **{name: context[name] for name in ("continuum", "integrate", "pixels")})
     return _problem_at(_enter(spectra=spectra, **options), parameters)
 
-# %% ../nbs/05_fitting.ipynb #e2ec92ae
+# %% ../nbs/05_fitting.ipynb #4727afe5
 def fit(
     emulator: Any,                         # an `Emulator`
     spectra: Any,                          # `Spectra`, or an object like those of specutils
@@ -1074,7 +1075,7 @@ def fit(
     context, use, setup, fitted = entry.context, entry.use, entry.setup, {}
     if len(use):
         share = -(-len(use) // torch.get_num_threads())  # of a core
-        chunk = chunk or (min(max(2 * setup.piece, share), 8 * setup.piece) if setup.observer.device.type == "cpu" else setup.piece)
+        chunk = chunk or (min(max(2 * setup.piece, share), 16 * setup.piece) if setup.observer.device.type == "cpu" else setup.piece)
         with tqdm(total=len(use), desc="fit", unit="star", disable=not progress) as bar:
             fitted = _fit_rows(setup, entry.part, entry.good[use][:, entry.pixels], context["continuum"], chunk, entry.least, bar)
     everything = _everyone(fitted, use, entry.pixels, entry.good.shape, entry.flags, len(context["emulator"].label_names), len(entry.names), entry.n_term)

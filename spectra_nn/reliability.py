@@ -35,7 +35,7 @@ class DomainCheck(NamedTuple):
     distance: np.ndarray
     culprit: np.ndarray
 
-# %% ../nbs/02c_reliability.ipynb #1b9fc801
+# %% ../nbs/02c_reliability.ipynb #b720bcf9
 @dataclass(frozen=True)
 class TrainingDomain:
     """Half-planes n·(θ − lower)/(upper − lower) ≤ b that contain the training labels.
@@ -61,7 +61,8 @@ class TrainingDomain:
     def check(self, labels: np.ndarray) -> DomainCheck:
         "Tell for each row of `labels` (n_spec, n_label) whether, how far and because of which labels it is outside."
         width, n_box = np.where(self.upper > self.lower, self.upper - self.lower, 1.0), 2 * len(self.lower)
-        excess = ((labels - self.lower) / width) @ self.normals.T - self.offsets
+        scaled, normals = (torch.from_numpy(np.ascontiguousarray(a, np.float64)) for a in ((labels - self.lower) / width, self.normals))
+        excess = (scaled @ normals.T).numpy() - self.offsets  # by torch: NumPy's own threads would fight with those of the network
         distance = np.where(np.isfinite(labels).all(1), excess.max(1), np.inf)
         inside, culprit = distance <= 1e-6, np.full(len(labels), "", dtype=object)
         if not inside.all():  # the box comes first: a label out of its range is the plainest reason

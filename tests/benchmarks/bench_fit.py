@@ -80,7 +80,7 @@ def one_star_at_a_time(emulator, spectra, velocity):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--emulator", help="an emulator file")
-    parser.add_argument("--stars", type=int, default=2048)
+    parser.add_argument("--stars", type=int, default=4096)
     parser.add_argument("--peer-stars", type=int, default=24)
     parser.add_argument("--pixels", type=int, default=5800)
     options = parser.parse_args()

@@ -88,7 +88,7 @@ def main() -> None:
         ours(folder)
         turns = [(serial(folder), ours(folder)) for _ in range(7)]
         report(f"prep, {what}", *zip(*turns), 160)
-        turns = [(serial(folder, 10), ours(copies)) for _ in range(2)]
+        turns = [(serial(folder, 10), ours(copies)) for _ in range(5)]
         report(f"prep, ten times {what}", *zip(*turns), 1600)
         peak_memory(copies, 20e6)
     finally:
