@@ -266,11 +266,11 @@ def _equations(model: GalaxyAutoencoder, projection: Projection, latents: Tensor
     gradient = (slopes.mT @ pull[..., None])[..., 0]
     return NormalEquations(part.power - saved, gradient, hessian - cross[:, :, None] * cross[:, None, :] / square[:, None, None])
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #e710301f
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #ed44cca3
 def encode_projection(
     model: GalaxyAutoencoder, # trained
     projection: Projection,   # of spectra on its basis
-    refine: int = 12,         # steps from the encoder's guess; 0 for the guess itself
+    refine: int = 60,         # steps at most from the encoder's guess; 0 for the guess itself
 ) -> Encoding:                # of every spectrum, on its own
     "Find the latents of spectra."
     with torch.no_grad():
@@ -345,12 +345,12 @@ def calibration_curve(
     "Return the flux calibration that `encode` took away."
     return 1 + encoding.calibration.to(data.flux) @ _calibration_shapes(data, encoding.calibration.shape[1]).T
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #4a6b8fd4
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #1ec73645
 def encode(
     model: GalaxyAutoencoder, # trained
     data: RedshiftedSpectra,  # observations, with redshifts
     *,
-    refine: int = 12,         # Gauss–Newton steps from the encoder's guess; 0 for the guess itself
+    refine: int = 60,         # Gauss–Newton steps at most from the encoder's guess; 0 for the guess itself
     calibration: float = 0.,  # uncertainty of the flux calibration, as a fraction; 0 trusts it
 ) -> Encoding:                # of every spectrum, on its own
     "Encode galaxies: latents with covariance, brightness, χ² and flags."

@@ -235,7 +235,7 @@ def _encoding_table(data: Any, found: Any) -> Any:
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in EncodeFlag})
     return table
 
-# %% ../nbs/11c_galaxy_commands.ipynb #ba445c87
+# %% ../nbs/11c_galaxy_commands.ipynb #1ac2b362
 def encode(
     model: str,                            # model file, its name on the hub, such as sdss_mock, or a published one (.pt of spender)
     files: list[Path],                     # spectra: of a survey, .npz with wave, flux, ivar and perhaps z and ids, or text
@@ -270,13 +270,13 @@ def encode(
         network = galaxy_model(model)
         data = _prepared(files, instrument, frame, error, z, error_floor)
         _check_reach(data.wave, data.z, network.basis.rest_wave)
-        found = galaxy_autoencoder.encode(network, data, refine=60, calibration=calibration)
+        found = galaxy_autoencoder.encode(network, data, calibration=calibration)
     write_table(_encoding_table(data, found), out)
     usual = (found.chi2 / found.n_valid)[found.n_valid > 0].nanmedian()
     print(f"{len(data)} spectra, {int((found.flags == 0).sum())} without a flag; median χ² per pixel {usual:.2f}{_flag_lines(found.flags, galaxy_autoencoder.EncodeFlag)}\nwritten: {out}")
     return 0
 
-# %% ../nbs/11c_galaxy_commands.ipynb #a3c89c38
+# %% ../nbs/11c_galaxy_commands.ipynb #409998a9
 def reconstruct(
     model: str,                            # model file, or its name on the hub, such as sdss_mock
     files: list[Path],                     # spectra, as for encode
@@ -313,7 +313,7 @@ def reconstruct(
         network = galaxy_model(model)
         data, rest_wave = _prepared(files, instrument, frame, error, z, error_floor), network.basis.rest_wave
         _check_reach(data.wave, data.z, rest_wave)
-        found = galaxy_autoencoder.encode(network, data, refine=60)
+        found = galaxy_autoencoder.encode(network, data)
         (flux, error), (rest_flux, rest_error) = galaxy_autoencoder.reconstruct(network, data, found), galaxy_autoencoder.restframe(network, found)
     with atomic_write(out) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, wave=data.wave, flux=flux.numpy(), error=error.numpy(), rest_wave=rest_wave.numpy(), rest_flux=rest_flux.numpy(),
