@@ -222,7 +222,7 @@ def _broaden(wave: np.ndarray, flux: np.ndarray, plan: _Plan, broadening: Mappin
         flux[cut] = new[cut.start - wide.start : cut.stop - wide.start]
     return flux
 
-# %% ../nbs/01_data_prep.ipynb #66dd4f76
+# %% ../nbs/01_data_prep.ipynb #6e2ea88c
 @dataclass(frozen=True, eq=False, repr=False)
 class PrepReport:
     """What became of every file.
@@ -238,7 +238,7 @@ class PrepReport:
     label_names : tuple of str
         Names of the labels.
     notes : tuple of str
-        Further things to know, such as table rows without a file.
+        Further things to know: table rows without a file, and columns of the table that vary but are no labels.
     """
 
     file: tuple[str, ...]
@@ -331,7 +331,7 @@ def plot_report(
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
-# %% ../nbs/01_data_prep.ipynb #fa1791fc
+# %% ../nbs/01_data_prep.ipynb #5b07dfac
 @dataclass(frozen=True, eq=False)
 class _Sources:
     """Files and what the tables say about them.
@@ -352,6 +352,8 @@ class _Sources:
         Broadening of each file.
     n_without_file : int
         Rows of the tables for which there is no file.
+    others : dict of np.ndarray
+        (n_file,) further columns of the tables by name, NaN where unknown: neither labels nor what labels are made from.
     """
 
     paths: list[Path]
@@ -361,6 +363,7 @@ class _Sources:
     label_names: tuple[str, ...]
     broadening: list[dict]
     n_without_file: int
+    others: dict[str, np.ndarray]
 
 
 def _natural(name: str) -> list:
@@ -407,14 +410,48 @@ def _amounts(value: Any, table: Mapping[str, np.ndarray], name: str) -> np.ndarr
     key = next(iter(table))
     return np.broadcast_to(np.asarray(value, float), (len(table[key]),))
 
-# %% ../nbs/01_data_prep.ipynb #382d70bf
+# %% ../nbs/01_data_prep.ipynb #8e661ed4
+class _WatchedTable(dict):
+    "Columns by name that remember which of them were asked for."
+
+    def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
+        super().__init__(columns)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+def _left_out(others: Mapping[str, np.ndarray], labels: np.ndarray) -> list[str]:
+    "Names of the columns (n_spec,) that vary and are no linear function of the labels (n_spec, n_label)."
+    scale, names = np.ptp(labels, axis=0), []
+    known = np.column_stack([np.ones(len(labels)), (labels - labels.mean(0)) / np.where(scale > 0, scale, 1)])
+    for name, column in others.items():
+        given = np.isfinite(column)
+        values, base = column[given], known[given]
+        if len(values) == 0 or np.ptp(values) == 0:
+            continue
+        rest = values - base @ np.linalg.lstsq(base, values, rcond=None)[0]
+        if len(values) <= base.shape[1] or np.abs(rest).max() > 1e-3 * np.ptp(values):  # tables are rounded
+            names.append(name)
+    return names
+
+
+def _say_left_out(names: Sequence[str], most: int = 12) -> str:
+    "One sentence on columns that vary and are no labels."
+    listed = ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return f"the table also has {listed}, which {'vary' if len(names) > 1 else 'varies'} from spectrum to spectrum and {'are' if len(names) > 1 else 'is'} left out"
+
+# %% ../nbs/01_data_prep.ipynb #aea2a64b
 def _gather_sources(folders, tables, suffix, key, broadening: Mapping[str, Any], **label_options: Any) -> _Sources:
     "Find the files of all folders and join them with their tables."
-    paths, reasons, labels, amounts, n_without, names = [], [], [], [], 0, None
+    paths, reasons, labels, amounts, n_without, names, others = [], [], [], [], 0, None, {}
     for folder, table_path in zip(folders, tables):
         files = list_spectra(folder, suffix)
-        table = read_label_table(table_path, key)
+        table = _WatchedTable(read_label_table(table_path, key))
         new_names, values = choose_labels(table, key=key, **label_options)
+        unused = {name: column for name, column in table.items() if name not in {key, "rv", *new_names} | table.read}
         if names not in (None, new_names):
             raise SpectraError(f"{table_path} has other labels ({new_names}) than the first table ({names}); choose them with labels=[...].")
         names = new_names
@@ -432,8 +469,11 @@ def _gather_sources(folders, tables, suffix, key, broadening: Mapping[str, Any],
         reasons += why
         labels.append(values)
         n_without += without
+        for name in {**others, **unused}:
+            column = np.append(unused[name], np.nan)[rows] if name in unused else np.full(len(files), np.nan)
+            others[name] = np.append(others.get(name, np.full(len(paths) - len(files), np.nan)), column)
     several = len(folders) > 1
-    return _Sources(paths, [f"{path.parent.name}/{path.name}" if several else path.name for path in paths], reasons, np.vstack(labels), names, amounts, n_without)
+    return _Sources(paths, [f"{path.parent.name}/{path.name}" if several else path.name for path in paths], reasons, np.vstack(labels), names, amounts, n_without, others)
 
 # %% ../nbs/01_data_prep.ipynb #7e2b397f
 def _prepare_batch(paths: Sequence[Path], broadening: Sequence[dict], settings: PrepSettings, memory: dict) -> list[np.ndarray | str]:
@@ -640,7 +680,7 @@ def prepare_grid(
     parts = dict(frame=frame, settings=record, label_units=tuple(label_unit(name, label_units) for name in sources.label_names))
     return _fill_grid(sources, todo, settings, parts, memory_budget, store, n_workers, progress)
 
-# %% ../nbs/01_data_prep.ipynb #1fb872cd
+# %% ../nbs/01_data_prep.ipynb #eef8b8bd
 def _check_options(folders, tables, windows, step, frame, resample) -> None:
     "Refuse wrong options before any file is read."
     check_windows(windows)
@@ -665,6 +705,8 @@ def _fill_grid(sources: _Sources, todo, settings: PrepSettings, parts: dict, bud
                 accepted.append(i)
                 add(result)
         notes = (f"{sources.n_without_file} table rows have no file",) if sources.n_without_file else ()
+        if accepted and (unused := _left_out({name: column[accepted] for name, column in sources.others.items()}, sources.labels[accepted])):
+            notes += (_say_left_out(unused),)
         report = PrepReport(tuple(sources.names), tuple(reasons), sources.labels, sources.label_names, notes)
         if not accepted:
             raise _nothing_accepted(report)

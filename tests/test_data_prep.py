@@ -398,6 +398,29 @@ def test_a_store_is_split_and_learnt_from_without_being_loaded(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_columns_that_vary_but_are_no_labels_are_named(tmp_path):
+    """Neither constants, text, velocities and rejected spectra nor what the labels already say; and the grid is the same."""
+    folder = make_folder(tmp_path / "specs", _5=b"")
+    rng = np.random.default_rng(0)
+    names = ["specname", "rv", "teff", "logg", "feh", "vmic", "C_Fe", "Mg_Fe", "A_Mg", "constant", "code", "gap"]
+    rows = [",".join(names)]
+    for i in range(12):
+        teff, logg, feh, vmic, carbon, mg = rng.uniform((4000, 1, -2, 1, -0.5, -0.2), (6000, 5, 0, 2, 0.5, 0.4))
+        rows.append(f"{i}.spec,{i}.5,{teff:.2f},{logg:.4f},{feh:.4f},{vmic:.4f},{carbon:.4f},{mg:.4f},{mg + feh + 7.55:.4f},{9 if i == 5 else 1},TS{i},{'' if i % 2 else 3}")
+    (folder / "spectra_parameters.csv").write_text("\n".join(rows) + "\n")
+    everything = prepare_grid(folder, labels=names[2:8], **OPTIONS)
+    assert everything.report.notes == () and prepare_grid(folder, labels=[*names[2:7], "A_Mg"], **OPTIONS).report.notes == ()
+    some = prepare_grid(folder, labels=["teff", "logg", "feh", "A_Mg"], **OPTIONS)
+    assert some.report.notes == ("the table also has vmic, C_Fe, which vary from spectrum to spectrum and are left out",)
+    assert str(some.report).endswith("are left out") and "\n" not in str(some.report)
+    np.testing.assert_array_equal(some.flux, everything.flux)
+    np.testing.assert_array_equal(some.labels[:, :3], everything.labels[:, :3])
+    turned = prepare_grid(folder, labels=["theta", *names[3:7], "A_Mg"], transforms={"theta": lambda table: 5040 / table["teff"]}, **OPTIONS)
+    assert turned.report.notes == ()
+    two = prepare_grid([make_folder(tmp_path / "more"), folder], labels=["teff", "logg", "feh"], **OPTIONS)
+    assert two.report.notes == ("the table also has vmic, C_Fe, Mg_Fe, A_Mg, which vary from spectrum to spectrum and are left out",)
+
+
 def test_no_warning_and_no_change_of_the_input(tmp_path):
     folder = make_folder(tmp_path / "specs")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
