@@ -41,7 +41,16 @@ class FitFlag(IntFlag):
     UNCONSTRAINED_LABEL = 128 # the error of a label is as wide as its training range
     SINGULAR_HESSIAN = 256    # labels are degenerate: no covariance
 
-# %% ../nbs/04a_fit_results.ipynb #2f918b78
+# %% ../nbs/04a_fit_results.ipynb #63b222e1
+_DIGITS = {"K": ".1f", "km / s": ".3f", "dex": ".4f"}  # shown of a column, by its unit; other columns five that count
+
+
+def _show_digits(table: Any) -> None:
+    "Set how the columns of numbers of a result's table are shown; what they hold stays as it is."
+    for name in table.colnames:
+        if table[name].dtype.kind == "f": table[name].info.format = ".1f" if name == "chi2" else _DIGITS.get(str(table[name].unit), ".5g")
+
+
 def result_table(
     emulator: Any,          # its `label_names` and `label_units` are the columns
     ids: Sequence[str],     # (n_spec,) one row each
@@ -63,6 +72,7 @@ def result_table(
     table["chi2"], table["dof"], table["flags"] = fitted["chi2"], fitted["dof"].astype(np.int64), fitted["flags"].astype(np.int32)
     table["at_bound"] = np.array([" ".join(name for name, held in zip(names, row) if held) for row in fitted["held"]], dtype=str)
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in FitFlag})
+    _show_digits(table)
     return table
 
 # %% ../nbs/04a_fit_results.ipynb #65c4a3e8
@@ -323,7 +333,7 @@ def _settings(result: FitResult) -> dict[str, str]:
     plain = {name: value for name, value in setup.get("options", {}).items() if name in _SAID and not hasattr(value, "shape")}
     return known | ({"SETTINGS": json.dumps(plain, default=str)} if plain else {})
 
-# %% ../nbs/04a_fit_results.ipynb #25d345fd
+# %% ../nbs/04a_fit_results.ipynb #9b7e151e
 def write_table(
     table: Any,              # an astropy table
     path: str | os.PathLike, # .fits, .ecsv or .parquet
@@ -333,6 +343,7 @@ def write_table(
     if suffix not in _FORMATS: raise SpectraError(f"results are written as .fits, .ecsv or .parquet; got {str(path)!r}")
     if suffix == ".parquet": _pyarrow("writing")
     table = table.copy(copy_data=False)
+    for name in table.colnames: table[name].info.format = None  # digits shown are no matter of the file, and would cost it precision
     if _FORMATS[suffix] == "fits":  # whose header is ASCII; texts in its columns are bytes
         table.meta = {name: " ".join(str(value).encode("ascii", "replace").decode().split()) for name, value in table.meta.items()}
         for name in [name for name in table.colnames if table[name].dtype.kind == "U"]: table[name] = np.char.encode(table[name], "utf-8")
@@ -355,7 +366,7 @@ def _pyarrow(doing: str) -> Any:
     except ImportError: raise SpectraError(f"{doing} Parquet needs pyarrow: pip install 'spectra_nn[formats]'; or use .fits or .ecsv.") from None
     return parquet
 
-# %% ../nbs/04a_fit_results.ipynb #4b5f4166
+# %% ../nbs/04a_fit_results.ipynb #c3fe3dd9
 def _read(path: str | os.PathLike) -> tuple[Any, np.ndarray, tuple[str, ...]]:
     "Return table, covariances and parameter names of a written result."
     from astropy.table import QTable
@@ -376,6 +387,7 @@ def _read(path: str | os.PathLike) -> tuple[Any, np.ndarray, tuple[str, ...]]:
         if column.dtype.kind == "S": table[name] = np.char.decode(np.asarray(column), "utf-8")
         elif column.dtype.kind == "U": table[name] = np.asarray(column.filled("") if hasattr(column, "filled") else column)
         elif not column.dtype.isnative: table[name] = column.astype(column.dtype.newbyteorder("="))
+    _show_digits(table)
     return table, covariance, names
 
 

@@ -44,6 +44,7 @@ def test_round_trip(tmp_path, suffix, n):
         mine, read = one.table[name], other.table[name]
         assert mine.unit == read.unit and mine.dtype.kind == read.dtype.kind and type(mine) is type(read)
         np.testing.assert_array_equal(np.asarray(mine), np.asarray(read))
+        assert mine.info.format == read.info.format and (mine.info.format is None) == (mine.dtype.kind != "f"), "shown with the same few digits"
     np.testing.assert_array_equal(one.covariance, other.covariance)
     assert [other.table.meta[f"FLAG{flag.value}"] for flag in FitFlag] == [flag.name for flag in FitFlag]
     assert other.summary() == one.summary()
