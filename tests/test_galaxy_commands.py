@@ -16,12 +16,7 @@ from spectra_nn.spectrum_files import read_spectra
 from spectra_nn.spender import SpectrumAutoencoder
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -25,12 +25,7 @@ STEM = "_transform._transforms.1._transforms.{}._transforms."
 FORMULA = [-23.415764372, -23.474456495, -23.513479222, -23.390835293, -23.319898850, -23.611301061, -23.747730244, -23.574034355]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def points(n_latent):

@@ -24,12 +24,7 @@ DESI = SimpleNamespace(name="DESI", wave_obs=np.linspace(3600, 9824, 7781))
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real" / "galaxies"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(seed=0, n_rest=400, n_pix=600, n_latent=3, act=None):
