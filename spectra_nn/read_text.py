@@ -107,18 +107,67 @@ def _padded(text: bytes, memory: dict) -> _Text:
     buffer[_MARGIN : _MARGIN + len(text)] = text
     return _Text(buffer, len(text))
 
-# %% ../nbs/00b_read_text.ipynb #bebf94b2
-def _join_digits(
-    word: np.ndarray, # (n,) uint64, eight digits 0 to 9 each, the first in the lowest byte; overwritten
-) -> np.ndarray:      # (n,) uint64, the numbers
-    "Join digits to pairs, pairs to fours, fours to a number."
-    for kind, bits, ten in (("<u2", 8, 10), ("<u4", 16, 100), ("<u8", 32, 10_000)):
-        word = word.view(kind)
-        word *= ten * 2**bits + 1
-        word >>= bits
-    return word
+# %% ../nbs/00b_read_text.ipynb #705ee50b
+_HALVES = (("<u2", 1, np.uint16(8)), ("<u4", 2, np.uint32(16)), ("<u8", 4, np.uint64(32)))  # a pair, two pairs, two fours: type, bytes of each half, bits
 
-# %% ../nbs/00b_read_text.ipynb #059096d6
+
+def _join_factors(
+    point: int | None, # which of the eight bytes is the point; None if there is none
+) -> tuple[tuple[int, ...], ...]: # for pairs, fours and the whole number: by how much each is multiplied
+    "By what to multiply to join digits, fours, and the whole number, if one byte takes no place."
+    def factor(start: int, size: int) -> int:
+        places = size - (point is not None and start + size <= point < start + 2 * size)  # of the half behind
+        return 10**places * 2 ** (8 * size) + 1
+
+    return tuple(tuple(factor(start, size) for start in range(0, 8, 2 * size)) for _, size, _ in _HALVES)
+
+
+@lru_cache(maxsize=20)
+def _multiplier(factors: tuple[int, ...], kind: str, n: int) -> np.ndarray:
+    "Factors of all lines, repeated only if they are not the same."
+    if len(set(factors)) == 1:
+        return np.array(factors[0], kind)
+    repeated = np.tile(np.array(factors, kind), n)
+    repeated.flags.writeable = False
+    return repeated
+
+
+def _join_digits(
+    word: np.ndarray,                     # (n,) uint64, eight digits 0 to 9 each, the first in the lowest byte; overwritten
+    factors: tuple[tuple[int, ...], ...], # of `_join_factors`
+) -> np.ndarray:                          # (n,) int32, the numbers; a view
+    "Join digits to pairs, pairs to fours, fours to a number."
+    n = len(word)
+    for (kind, _, bits), factor in zip(_HALVES, factors):
+        word = word.view(kind)
+        word *= _multiplier(factor, kind, n)
+        if kind != "<u8":
+            word >>= bits
+    return word.view("<i4")[1::2]  # the upper half
+
+# %% ../nbs/00b_read_text.ipynb #a59c7871
+@dataclass(frozen=True)
+class _Part:
+    """The digits of one number in one word.
+
+    Parameters
+    ----------
+    mask : np.uint64 or None
+        0xFF for its digits; None if the word holds no others.
+    push : np.uint64
+        By how many bits to push them.
+    factors : tuple of tuple of int
+        How to join them, see `_join_factors`.
+    times : float
+        Power of ten by which they count.
+    """
+
+    mask: np.uint64 | None
+    push: np.uint64
+    factors: tuple[tuple[int, ...], ...]
+    times: float
+
+
 @dataclass(frozen=True)
 class _Word:
     """Eight bytes of a line, as in the first line of the file.
@@ -129,23 +178,22 @@ class _Word:
         First byte, counted from the start of the line; below zero if the word reaches into the line before.
     keep, template, fixed : np.uint64
         0xFF for bytes of this line; what they are XORed with; 0xFF for bytes that are no digits.
-    digits : dict of (list of (np.uint64, np.uint64), np.uint64)
-        For each number with digits here: bytes of its digits before and behind the point, and by how many bits to push them; and
-        the power of ten by which the word counts.
+    parts : dict of _Part
+        For each number with digits here, which and how.
     """
 
     at: int
     keep: np.uint64
     template: np.uint64
     fixed: np.uint64
-    digits: dict[int, tuple[list[tuple[np.uint64, np.uint64]], np.uint64]]
+    parts: dict[int, _Part]
 
 
 def _bytes_word(values: Sequence[int]) -> np.uint64:
     "Eight bytes as one number, the first lowest."
     return np.uint64(int.from_bytes(bytes(values), "little"))
 
-# %% ../nbs/00b_read_text.ipynb #d438ff45
+# %% ../nbs/00b_read_text.ipynb #467d1f1f
 @dataclass(frozen=True)
 class _Layout:
     """Where the wanted numbers are in a line.
@@ -154,17 +202,17 @@ class _Layout:
     ----------
     spans : list of (int, int)
         First byte of each number, and one past its last.
-    decimals : list of int
-        Digits behind the point of each.
+    scales : list of float
+        By what to divide each.
     words : list of _Word
         From the end of the line to its start.
     """
 
     spans: list[tuple[int, int]]
-    decimals: list[int]
+    scales: list[float]
     words: list[_Word]
 
-# %% ../nbs/00b_read_text.ipynb #7631342c
+# %% ../nbs/00b_read_text.ipynb #5d969e87
 _NUMBER = re.compile(rb"[ \t]*(\d+(?:\.\d+)?)(?=[ \t\r\n])")
 
 
@@ -185,29 +233,37 @@ def _layout_of_shape(line: bytes, columns: tuple[int, ...]) -> _Layout | None:
         spans.append(match.span(1))
         position = match.end()
     spans = [spans[column] for column in columns]
-    parts = [line[start:stop].partition(b".") for start, stop in spans]
-    if any(len(whole + decimals) > 15 for whole, _, decimals in parts):
+    if any(line.count(b"0", *span) > 15 for span in spans):
         return None
-    return _Layout(spans, [len(decimals) for _, _, decimals in parts], _line_words(line, spans))
+    last = max(stop for _, stop in spans)
+    zeros = [_zeros_behind(line.count(b"0", *span), last - span[1]) for span in spans]
+    scales = [10.0 ** (len(line[start:stop].partition(b".")[2]) + n) for (start, stop), n in zip(spans, zeros)]
+    return _Layout(spans, scales, [_line_word(line, first, spans, zeros) for first in range(last - 7, -8, -8)])
 
 
-def _line_words(line: bytes, spans: Sequence[tuple[int, int]]) -> list[_Word]:
-    "The words of a line from its end to its start, up to the last of the numbers at `spans`."
-    words = []
-    for first in range(max(stop for _, stop in spans) - 7, -8, -8):
-        kinds = ["" if at < 0 else "0" if line[at : at + 1].isdigit() else chr(line[at]) for at in range(first, first + 8)]
-        digits = {}
-        for k, (start, stop) in enumerate(spans):
-            here = [at for at in range(max(start, first), min(stop, first + 8)) if line[at : at + 1] != b"."]
-            push = {at: first + 7 - at - n for n, at in enumerate(reversed(here))}  # bytes
-            runs = [(_bytes_word([0xFF * (push.get(at) == n) for at in range(first, first + 8)]), np.uint64(8 * n)) for n in sorted(set(push.values()))]
-            if runs:
-                digits[k] = runs, np.uint64(10 ** len(line[first + 8 : stop].replace(b".", b"")))
-        keep, template, fixed = [0xFF * (kind != "") for kind in kinds], [ord(kind or "\0") for kind in kinds], [0xFF * (kind not in ("", "0")) for kind in kinds]
-        words.append(_Word(first, _bytes_word(keep), _bytes_word(template), _bytes_word(fixed), digits))
-    return words
+def _zeros_behind(n_digits: int, distance: int) -> int:
+    "How many zeros a number gets from the bytes behind it in its last word, `distance` bytes before the last number; none, its digits being pushed, if there would be too many digits."
+    n_zeros = (distance + 1) % 8
+    return n_zeros if n_digits + n_zeros <= 15 else 0
 
-# %% ../nbs/00b_read_text.ipynb #f41ab108
+
+def _line_word(line: bytes, first: int, spans: Sequence[tuple[int, int]], zeros: Sequence[int]) -> _Word:
+    "The word of a line that begins at byte `first`, for numbers at `spans` that get so many `zeros` at their end."
+    kinds = ["" if at < 0 else "0" if line[at : at + 1].isdigit() else chr(line[at]) for at in range(first, first + 8)]
+    parts = {}
+    for k, (start, stop) in enumerate(spans):
+        inside = range(max(start, first), min(stop, first + 8))
+        digits = [at for at in inside if line[at : at + 1] != b"."]
+        if digits:
+            behind = line.count(b"0", first + 8, max(stop, first + 8))  # in the words behind, converted already
+            push = first + 8 - stop if not behind and not zeros[k] else 0
+            point = next((at - first + push for at in inside if at not in digits), None)
+            mask = None if kinds.count("0") == len(digits) else _bytes_word([0xFF * (at in digits) for at in range(first, first + 8)])
+            parts[k] = _Part(mask, np.uint64(8 * push), _join_factors(point), 10.0 ** (behind + zeros[k] if behind else 0))
+    keep, template, fixed = [0xFF * (kind != "") for kind in kinds], [ord(kind or "\0") for kind in kinds], [0xFF * (kind not in ("", "0")) for kind in kinds]
+    return _Word(first, _bytes_word(keep), _bytes_word(template), _bytes_word(fixed), parts)
+
+# %% ../nbs/00b_read_text.ipynb #f693afa2
 def _take(data: np.ndarray, starts: range, at: int) -> np.ndarray:
     "Eight bytes of each line as one number; (n_line,) uint64, a view."
     return np.ndarray((len(starts),), "<u8", data, starts.start + at, (starts.step,))
@@ -222,32 +278,28 @@ def _convert(
     "Convert the same numbers of all lines."
     totals, wrong = {}, None
     for word in layout.words:
-        if only is not None and only not in word.digits:
+        if only is not None and only not in word.parts:
             continue
         digits = _take(data, starts, word.at) ^ word.template
         if word.at < 0:
             digits &= word.keep
-        single = digits.view(np.uint8).reshape(-1, 8)
-        if single.max() > 9 or np.bitwise_or.reduce(digits) & word.fixed:
-            differs = (single > 9).view("<u8").ravel() | digits & word.fixed != 0
+        single = digits.view(np.uint8)
+        if np.maximum.reduce(single) > 9 or np.bitwise_or.reduce(digits) & word.fixed:
+            differs = (single > 9).view("<u8") | digits & word.fixed != 0
             wrong = differs if wrong is None else wrong | differs
-        for k, (runs, times) in word.digits.items():
+        for k, part in word.parts.items():
             if only is None or k == only:
-                number = _join_digits(_push(digits, runs))
-                totals[k] = totals[k] + number * times if k in totals else number
-    return [totals[k] / 10.0**n if k in totals else None for k, n in enumerate(layout.decimals)], wrong
+                number = _join_digits(_own_digits(digits, part), part.factors)
+                totals[k] = totals[k] + number * part.times if k in totals else number
+    return [totals[k] / scale if k in totals else None for k, scale in enumerate(layout.scales)], wrong
 
 
-def _push(digits: np.ndarray, runs: Sequence[tuple[np.uint64, np.uint64]]) -> np.ndarray:
-    "Push the digits of one number to the end of their word; a copy."
-    mask, bits = runs[0]
-    pushed = digits & mask
-    pushed <<= bits
-    for mask, bits in runs[1:]:
-        part = digits & mask
-        part <<= bits
-        pushed |= part
-    return pushed
+def _own_digits(digits: np.ndarray, part: _Part) -> np.ndarray:
+    "The digits of one number in a word; a copy if it is not the only one."
+    own = digits if part.mask is None else digits & part.mask
+    if part.push:
+        own <<= part.push
+    return own
 
 # %% ../nbs/00b_read_text.ipynb #247f09c6
 def _one_line(buffer: bytearray, start: int, columns: Sequence[int]) -> tuple[list[float], int]:
