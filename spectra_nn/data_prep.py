@@ -475,7 +475,7 @@ def _gather_sources(folders, tables, suffix, key, broadening: Mapping[str, Any],
     several = len(folders) > 1
     return _Sources(paths, [f"{path.parent.name}/{path.name}" if several else path.name for path in paths], reasons, np.vstack(labels), names, amounts, n_without, others)
 
-# %% ../nbs/01_data_prep.ipynb #7e2b397f
+# %% ../nbs/01_data_prep.ipynb #be8cc6eb
 def _prepare_batch(paths: Sequence[Path], broadening: Sequence[dict], settings: PrepSettings, memory: dict) -> list[np.ndarray | str]:
     "Flux of each file, or the reason why not. Never raises for a bad file."
     results = []
@@ -489,9 +489,8 @@ def _prepare_batch(paths: Sequence[Path], broadening: Sequence[dict], settings: 
     return results
 
 
-def _serve(connection: Any, settings: PrepSettings, shelves: Sequence[Any]) -> None:
-    "What a worker process does: treat one batch after the other until it is told to stop or the main process is gone."
-    memory: dict = {}
+def _serve(connection: Any, settings: PrepSettings, shelves: Sequence[Any], memory: dict) -> None:
+    "What a helper does: treat one batch after the other until it is told to stop or the main process is gone."
     rows = [np.frombuffer(shelf, np.float32).reshape(-1, len(settings.target)) for shelf in shelves]
     try:
         while (work := connection.recv()) is not None:
@@ -504,41 +503,84 @@ def _serve(connection: Any, settings: PrepSettings, shelves: Sequence[Any]) -> N
     except (EOFError, OSError, KeyboardInterrupt):
         pass
 
-# %% ../nbs/01_data_prep.ipynb #77b66362
-def _in_processes(batches: Sequence[tuple], settings: PrepSettings, n_workers: int) -> Iterator[list[np.ndarray | str]]:
-    "Results of the batches in order, from worker processes with one batch each under way."
+# %% ../nbs/01_data_prep.ipynb #6e5afdd3
+class _Helper:
+    "A process that treats batches, and the shared memory into which it puts rows."
+
+    def __init__(self, context: Any, settings: PrepSettings, size: int, memory: dict) -> None:
+        self.connection, theirs = context.Pipe()
+        shelves = [context.RawArray("f", size * len(settings.target)) for _ in range(2)]
+        self.rows = [np.frombuffer(shelf, np.float32).reshape(size, -1) for shelf in shelves]
+        self.free: list[int] = [0, 1]
+        self.under_way: list[tuple[int, int]] = []  # number of the batch, shelf
+        self.process = context.Process(target=_serve, args=(theirs, settings, shelves, memory), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the death of the helper ends the pipe
+
+    def give(self, number: int, batch: tuple) -> None:
+        "Send a batch; there must be a free shelf."
+        self.under_way.append((number, self.free.pop()))
+        self.connection.send((self.under_way[-1][1], batch))
+
+    def collect(self) -> tuple[int, tuple[list[np.ndarray | str], int]]:
+        "Wait for the batch given first: its number, its results, and the shelf that is to be freed when they are used."
+        reasons = self.connection.recv()
+        number, shelf = self.under_way.pop(0)
+        return number, ([self.rows[shelf][j] if reason is None else reason for j, reason in enumerate(reasons)], shelf)
+
+    def end(self) -> None:
+        "End the process."
+        self.connection.close()
+        self.process.terminate()
+        self.process.join()
+
+# %% ../nbs/01_data_prep.ipynb #da03de75
+def _with_helpers(batches: Sequence[tuple], settings: PrepSettings, helpers: list[_Helper], memory: dict) -> Iterator[list[np.ndarray | str]]:
+    "Results of the batches in order, of which this process treats those for which no helper is free."
+    ready, given, most = {}, 0, 4 * (len(helpers) + 1)
+    for number in range(len(batches)):
+        while number not in ready:
+            for helper in helpers:
+                while helper.free and given < len(batches):
+                    helper.give(given, batches[given])
+                    given += 1
+                while helper.under_way and helper.connection.poll():
+                    done, results = helper.collect()
+                    ready[done] = *results, helper
+            if number not in ready and given < min(len(batches), number + most):
+                ready[given] = _prepare_batch(*batches[given], settings, memory), None, None
+                given += 1
+            elif number not in ready:
+                owner = next(helper for helper in helpers if number in dict(helper.under_way))
+                done, results = owner.collect()
+                ready[done] = *results, owner
+        results, shelf, helper = ready.pop(number)
+        yield results
+        if helper is not None:
+            helper.free.append(shelf)
+
+
+def _in_processes(batches: Sequence[tuple], settings: PrepSettings, n_workers: int, memory: dict) -> Iterator[list[np.ndarray | str]]:
+    "Results of the batches in order, from this process and `n_workers` - 1 helpers; from this one alone if a helper dies."
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    workers, done, size = [], 0, max(map(len, (paths for paths, _ in batches)))
+    helpers, n_done, size = [], 0, max(len(paths) for paths, _ in batches)
     try:
-        with warnings.catch_warnings():  # Python 3.12 warns of a fork beside any other thread; a worker takes no lock
+        with warnings.catch_warnings():  # Python 3.12 warns of a fork beside any other thread; a helper takes no lock
             warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-            for batch in batches[:n_workers]:
-                ours, theirs = context.Pipe()
-                shelves = [context.RawArray("f", size * len(settings.target)) for _ in range(2)]
-                process = context.Process(target=_serve, args=(theirs, settings, shelves), daemon=True)
-                process.start()
-                theirs.close()  # so that the death of the worker ends the pipe
-                workers.append((process, ours, [np.frombuffer(shelf, np.float32).reshape(size, -1) for shelf in shelves]))
-                ours.send((0, batch))
-        for k in range(len(batches)):
-            _, connection, rows = workers[k % len(workers)]
-            shelf = k // len(workers) % 2  # the worker fills the other one meanwhile
-            results = [rows[shelf][j] if reason is None else reason for j, reason in enumerate(connection.recv())]
-            after = k + len(workers)
-            connection.send((1 - shelf, batches[after]) if after < len(batches) else None)
-            done += 1
+            for _ in range(min(n_workers - 1, len(batches) - 1)):
+                helpers.append(_Helper(context, settings, size, memory))
+        for results in _with_helpers(batches, settings, helpers, memory):
+            n_done += 1
             yield results
     except (EOFError, OSError) as error:
         warnings.warn(f"a worker process died ({type(error).__name__}); going on in one process", RuntimeWarning, stacklevel=2)
     finally:
-        for process, connection, _ in workers:
-            connection.close()
-            process.terminate()
-            process.join()
-    for batch in batches[done:]:
-        yield _prepare_batch(*batch, settings, {})
+        for helper in helpers:
+            helper.end()
+    for batch in batches[n_done:]:
+        yield _prepare_batch(*batch, settings, memory)
 
-# %% ../nbs/01_data_prep.ipynb #959145f9
+# %% ../nbs/01_data_prep.ipynb #d1f46f62
 @contextmanager
 def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int], Any]]:
     "Yield a function to be called with the number of files just done."
@@ -571,7 +613,7 @@ def _prepare_all(sources: _Sources, todo: Sequence[int], settings: PrepSettings,
         size = max(min(32, len(rest) // (4 * workers), int(budget / 32 / workers / (4 * len(settings.target)))), 1)
         parts = [rest[k : k + size] for k in range(0, len(rest), size)]
         batches = [([sources.paths[i] for i in part], [sources.broadening[i] for i in part]) for part in parts]
-        for part, results in zip(parts, _in_processes(batches, settings, workers) if parts else ()):
+        for part, results in zip(parts, _in_processes(batches, settings, workers, memory) if parts else ()):
             yield from zip(part, results)
             bar(len(part))
 
@@ -634,7 +676,7 @@ def _as_list(value: Any) -> list:
     "A single path in a list."
     return [value] if isinstance(value, (str, os.PathLike)) else list(value)
 
-# %% ../nbs/01_data_prep.ipynb #f8e727f9
+# %% ../nbs/01_data_prep.ipynb #056f5587
 def prepare_grid(
     folders: str | os.PathLike | Sequence, # folder(s) with spectra
     table: str | os.PathLike | Sequence | None = None, # label table, for all folders or one each; None: spectra_parameters.csv in each
@@ -659,7 +701,7 @@ def prepare_grid(
     clip_emission: bool = True,            # set flux above 1 to 1
     memory_budget: float = 2e9,            # bytes; a larger result goes to a folder store
     store: str | os.PathLike | None = None, # folder store to write; None: only if needed, in a temporary folder
-    n_workers: int | None = None,          # processes; None: all cores, if that pays
+    n_workers: int | None = None,          # processes, this one included; None: all cores, if that pays
     progress: bool = True,                 # show a progress bar
 ) -> SpectralGrid:                         # with `report`
     "Make one clean training set from folders of spectra and their label tables."
