@@ -70,7 +70,7 @@ def prep_galaxies(
     print(report)
     return 0
 
-# %% ../nbs/11c_galaxy_commands.ipynb #8a89bec0
+# %% ../nbs/11c_galaxy_commands.ipynb #8773a0aa
 def train_spender(
     shards: list[Path],                    # folders made by prep-galaxies, one for each instrument
     *,
@@ -81,6 +81,8 @@ def train_spender(
     minutes: float | None = None,          # longest time for the networks, min; default: what the steps take
     seed: int = 0,                         # of everything random
     run: Path | None = None,               # folder for checkpoints, from which an interrupted training goes on
+    basis_spectra: int = 20_000,           # galaxies from which the restframe spectra are learned; the networks learn from all
+    memory: float = 4.0,                   # GB for spectra and what is made of them; more galaxies are read block by block
     quiet: bool = False,                   # no progress bars
 ) -> int:                                  # exit status
     """Train a galaxy autoencoder on shards, and say how well it does on galaxies kept aside.
@@ -91,25 +93,25 @@ def train_spender(
     from dataclasses import replace
 
     import torch
+    from tqdm.auto import tqdm
 
     from spectra_nn.galaxy_autoencoder import GalaxyRecipe, encode, save_galaxy_model
     from spectra_nn.galaxy_autoencoder import train_spender as train_model
     from spectra_nn.galaxy_shards import ShardedSpectra
-    from spectra_nn.restframe_basis import redshifted
+    from spectra_nn.restframe_basis import in_blocks, processes, streamed
 
     check_out(out, ".safetensors")
     opened = [ShardedSpectra.open(folder) for folder in shards]
-    load = lambda split: [redshifted(*each.read_all(split), named_instrument(each.instrument)) for each in opened]  # noqa: E731
     recipe = GalaxyRecipe(n_latent=latents, n_component=components if steps else latents + 1, widths=GalaxyRecipe().widths if steps else ())
     if steps: recipe = replace(recipe, train=replace(recipe.train, steps=steps, minutes=minutes))
-    training = load("train")
-    model, _ = train_model(training, recipe, seed=seed, folder=run, progress=not quiet)
-    scores = []
-    for part in load("test"):
-        if not len(part): continue
+    training, test = ([streamed(each, split) for each in opened] for split in ("train", "test"))
+    model, _ = train_model(training, recipe, basis_spectra=basis_spectra, memory_budget=1e9 * memory, seed=seed, folder=run, progress=not quiet)
+    if processes()[0]: return 0
+    scores = [torch.zeros(0, dtype=torch.float64)]
+    for part in tqdm(in_blocks(test, 512), total=sum(-(-len(part) // 512) for part in test), desc="test", disable=quiet):
         found = encode(model, part)
         scores.append(found.chi2 / found.n_valid.clamp_min(1))
-    score = float(torch.cat(scores).mean()) if scores else float("nan")
+    score = float(torch.cat(scores).mean())
     save_galaxy_model(model, out, training=f"{sum(map(len, training))} spectra of {', '.join(each.instrument for each in opened)}", chi2_per_pixel_held_out=score)
     print(f"χ² per pixel of {sum(map(len, scores))} galaxies kept aside: {score:.3f}\nwritten: {out}, {model!r}")
     return 0

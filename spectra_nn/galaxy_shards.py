@@ -321,7 +321,7 @@ def prepare_galaxies(
     shards = writer.manifest["shards"]
     return ShardReport(Path(out_folder), sum(shard["n_spec"] for shard in shards), len(shards), dict(writer.manifest["rejected"]))
 
-# %% ../nbs/06b_galaxy_shards.ipynb #a0d5a58b
+# %% ../nbs/06b_galaxy_shards.ipynb #6dad77ec
 @dataclass(frozen=True)
 class ShardedSpectra:
     """Galaxies on disk, on the pixels of one instrument.
@@ -369,11 +369,19 @@ class ShardedSpectra:
         "Iterate once over a split, in batches; the last one may be smaller."
         return _batches(self, split, batch_size, shuffle, seed, window, part, fractions)
 
+    def rows(self, split: str = "all", fractions: Mapping[str, float] = SPLITS) -> tuple[np.ndarray, np.ndarray]:
+        "Say where the spectra of a split lie, as pairs (n, 2) of shard and row in the order of the disk, and their redshifts (n,)."
+        return _rows(self, split, fractions)
+
+    def take(self, pairs: np.ndarray) -> ShardBatch:
+        "Read spectra given as pairs (n, 2) of shard and row, in the order given."
+        return _take_in_order(self.shards, np.asarray(pairs).reshape(-1, 2))
+
     def read_all(self, split: str = "all", fractions: Mapping[str, float] = SPLITS) -> tuple[Spectra, np.ndarray]:
         "Return the spectra of a split as `Spectra` in the flux units they came in, and their redshifts (n_spec,)."
         return _read_all(self, split, fractions)
 
-# %% ../nbs/06b_galaxy_shards.ipynb #a020e254
+# %% ../nbs/06b_galaxy_shards.ipynb #9a584911
 def _open(folder: Path, on_error: str, verify: bool) -> ShardedSpectra:
     "Open a folder of shards."
     if on_error not in ("raise", "skip"): raise SpectraError(f"on_error must be 'raise' or 'skip'; got {on_error!r}")
@@ -394,19 +402,36 @@ def _open(folder: Path, on_error: str, verify: bool) -> ShardedSpectra:
     if manifest["shards"] and not shards: raise SpectraError(f"no shard in {folder} is whole; the first: {next(iter(skipped.values()))}")
     return ShardedSpectra(folder, manifest["instrument"], grid["wave"], grid["resolution"], manifest["frame"], tuple(shards), manifest["settings"], skipped)
 
-
+# %% ../nbs/06b_galaxy_shards.ipynb #043f98f4
 def _take(shards: Sequence[dict], pairs: np.ndarray) -> ShardBatch:
     "Read rows given as pairs (n, 2) of shard and row; those of one shard together."
     parts = []
-    for k in dict.fromkeys(pairs[:, 0].tolist()):
+    for k in dict.fromkeys(pairs[:, 0].tolist() or [0]):
         rows = pairs[pairs[:, 0] == k, 1]
-        rows = slice(rows[0], rows[-1] + 1) if (np.diff(rows) == 1).all() else np.sort(rows)
+        rows = slice(rows[0], rows[-1] + 1) if len(rows) and (np.diff(rows) == 1).all() else np.sort(rows)
         parts.append({name: array[rows] for name, array in shards[k].items() if name != "share"})
     join = lambda name: torch.cat([torch.from_numpy(part[name]) for part in parts])  # noqa: E731
     ids = [name.decode() for part in parts for name in np.ascontiguousarray(part["ids"]).view(f"S{part['ids'].shape[1]}")[:, 0].tolist()]
     return ShardBatch(join("flux").float(), join("root").float().square_(), join("z").clone(), join("scale").clone(), tuple(ids))
 
 
+def _take_in_order(shards: Sequence[dict], pairs: np.ndarray) -> ShardBatch:
+    "Read rows in the order of the disk, and put them in the order given."
+    order = np.lexsort(pairs.T[::-1])
+    batch = _take(shards, pairs[order])
+    if (np.diff(order) == 1).all(): return batch
+    back = np.argsort(order)
+    return ShardBatch(*(part[torch.from_numpy(back)] for part in batch[:4]), tuple(batch.ids[k] for k in back))
+
+
+def _rows(sharded: ShardedSpectra, split: str, fractions: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    "Return pairs (n, 2) of shard and row, and redshifts."
+    found = [np.flatnonzero(in_split(shard["share"], split, fractions)) for shard in sharded.shards]
+    pairs = [np.stack([np.full(len(rows), k), rows], 1) for k, rows in enumerate(found)]
+    z = [shard["z"][rows] for shard, rows in zip(sharded.shards, found)]
+    return np.concatenate([np.zeros((0, 2), int), *pairs]), np.concatenate([np.zeros(0), *z])
+
+# %% ../nbs/06b_galaxy_shards.ipynb #18faf76e
 def _batches(sharded: ShardedSpectra, split: str, batch_size: int, shuffle: bool, seed: int, window: int, part: tuple[int, int], fractions: Mapping[str, float]) -> Iterator[ShardBatch]:
     "Iterate over a split."
     if batch_size < 1 or window < 1 or not 0 <= part[0] < part[1]: raise SpectraError(f"expected batch_size and window of at least 1 and part=(k, n) with k < n; got {batch_size}, {window}, {part}")
