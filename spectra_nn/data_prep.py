@@ -34,7 +34,7 @@ from .training_set import LabelScaler, SpectralGrid, StoreWriter, load_grid
 # %% ../nbs/01_data_prep.ipynb #1f20900c
 _all_ = ["LabelScaler", "SpectralGrid", "choose_labels", "read_label_table", "read_spectrum", "sample_labels", "write_label_table"]
 
-# %% ../nbs/01_data_prep.ipynb #788f780e
+# %% ../nbs/01_data_prep.ipynb #dbff89e5
 def check_wavelengths(
     wave: np.ndarray,                      # (n_pix,) wavelength, Å
     windows: Sequence[tuple[float, float]], # wavelength ranges that must be covered, Å
@@ -50,13 +50,12 @@ def check_wavelengths(
         if steps[worst] == 0:
             raise SpectraError(f"wavelength {wave[worst]:.3f} Å is repeated")
         raise SpectraError(f"wavelengths are not increasing: {wave[worst]:.3f} Å is followed by {wave[worst + 1]:.3f} Å")
-    usual = np.median(steps)
     for low, high in windows:
         if wave[0] > low + tolerance * steps[0] or wave[-1] < high - tolerance * steps[-1]:
             raise SpectraError(f"covers {wave[0]:.2f}-{wave[-1]:.2f} Å, not the whole window {low:g}-{high:g} Å")
         first, last = np.searchsorted(wave, (low, high))
         inside = steps[max(first - 1, 0) : last]
-        if inside.size and inside.max() > 5 * usual:
+        if inside.size and inside.max() > 5 * steps[worst] and inside.max() > 5 * np.median(steps):  # no median is below the least
             at = max(first - 1, 0) + int(np.argmax(inside))
             raise SpectraError(f"gap of {inside.max():.3g} Å at {wave[at]:.2f} Å in the window {low:g}-{high:g} Å")
 
@@ -331,7 +330,7 @@ def plot_report(
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
-# %% ../nbs/01_data_prep.ipynb #5b07dfac
+# %% ../nbs/01_data_prep.ipynb #4c2c2646
 @dataclass(frozen=True, eq=False)
 class _Sources:
     """Files and what the tables say about them.
@@ -365,10 +364,15 @@ class _Sources:
     n_without_file: int
     others: dict[str, np.ndarray]
 
+# %% ../nbs/01_data_prep.ipynb #5cff990e
+_DIGITS = re.compile(r"(\d+)")
 
-def _natural(name: str) -> list:
+
+def _natural(name: str) -> list[str | int]:
     "Sort key that puts 2.spec before 10.spec."
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+    parts = _DIGITS.split(name)  # text and digits in turn
+    parts[1::2] = map(int, parts[1::2])
+    return parts
 
 
 def list_spectra(
@@ -388,14 +392,14 @@ def list_spectra(
         raise SpectraError(f"no file in {folder} ends in {' or '.join(suffixes)}. {hint}")
     return [folder / name for name in found]
 
-# %% ../nbs/01_data_prep.ipynb #c9044b90
-def _rows_of(files: Sequence[Path], names: np.ndarray) -> tuple[np.ndarray, list[str], int]:
+# %% ../nbs/01_data_prep.ipynb #a7d0aadc
+def _rows_of(files: Sequence[str], names: Sequence[str]) -> tuple[np.ndarray, list[str], int]:
     "Row of each file in a table, -1 if it has not exactly one; why; number of rows without a file."
-    count = Counter(names.tolist())
-    row = {name: i for i, name in enumerate(names.tolist())}
-    rows = np.array([row[path.name] if count[path.name] == 1 else -1 for path in files], int)
-    reasons = ["" if count[path.name] == 1 else f"{count[path.name]} rows in the label table" if count[path.name] else "no row in the label table" for path in files]
-    return rows, reasons, len(set(count) - {path.name for path in files})
+    count = Counter(names)
+    row = {name: i for i, name in enumerate(names)}
+    rows = np.array([row[file] if count[file] == 1 else -1 for file in files], int)
+    reasons = ["" if (n := count[file]) == 1 else f"{n} rows in the label table" if n else "no row in the label table" for file in files]
+    return rows, reasons, len(set(count).difference(files))
 
 
 def _amounts(value: Any, table: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -443,37 +447,38 @@ def _say_left_out(names: Sequence[str], most: int = 12) -> str:
     listed = ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
     return f"the table also has {listed}, which {'vary' if len(names) > 1 else 'varies'} from spectrum to spectrum and {'are' if len(names) > 1 else 'is'} left out"
 
-# %% ../nbs/01_data_prep.ipynb #aea2a64b
+# %% ../nbs/01_data_prep.ipynb #dbd7871b
 def _gather_sources(folders, tables, suffix, key, broadening: Mapping[str, Any], **label_options: Any) -> _Sources:
     "Find the files of all folders and join them with their tables."
-    paths, reasons, labels, amounts, n_without, names, others = [], [], [], [], 0, None, {}
+    paths, files, reasons, labels, amounts, n_without, names, others = [], [], [], [], [], 0, None, {}
     for folder, table_path in zip(folders, tables):
-        files = list_spectra(folder, suffix)
+        found = list_spectra(folder, suffix)
+        here = [path.name for path in found]
         table = _WatchedTable(read_label_table(table_path, key))
         new_names, values = choose_labels(table, key=key, **label_options)
         unused = {name: column for name, column in table.items() if name not in {key, "rv", *new_names} | table.read}
         if names not in (None, new_names):
             raise SpectraError(f"{table_path} has other labels ({new_names}) than the first table ({names}); choose them with labels=[...].")
         names = new_names
-        rows, why, without = _rows_of(files, table[key])
+        rows, why, without = _rows_of(here, table[key].tolist())
         values = np.vstack([values, np.full(len(names), np.nan)])[rows]  # the last row, -1, is for files without one
         finite = np.isfinite(values)
         for i in np.flatnonzero((rows >= 0) & ~finite.all(axis=1)):
             why[i] = f"label {', '.join(name for name, ok in zip(names, finite[i]) if not ok)} is not a finite number"
         kinds = {name: _amounts(value, table, name)[rows] for name, value in broadening.items()}
-        for i in range(len(files)):
+        for i in range(len(found)):
             amounts.append({name: float(column[i]) for name, column in kinds.items() if column[i] != 0})
-            if not why[i] and not all(value > 0 for value in amounts[-1].values()):
+            if kinds and not why[i] and not all(value > 0 for value in amounts[-1].values()):
                 why[i] = f"broadening is not a positive number: {amounts[-1]}"
-        paths += files
+        paths += found
+        files += [f"{Path(folder).name}/{name}" for name in here] if len(folders) > 1 else here
         reasons += why
         labels.append(values)
         n_without += without
         for name in {**others, **unused}:
-            column = np.append(unused[name], np.nan)[rows] if name in unused else np.full(len(files), np.nan)
-            others[name] = np.append(others.get(name, np.full(len(paths) - len(files), np.nan)), column)
-    several = len(folders) > 1
-    return _Sources(paths, [f"{path.parent.name}/{path.name}" if several else path.name for path in paths], reasons, np.vstack(labels), names, amounts, n_without, others)
+            column = np.append(unused[name], np.nan)[rows] if name in unused else np.full(len(found), np.nan)
+            others[name] = np.append(others.get(name, np.full(len(paths) - len(found), np.nan)), column)
+    return _Sources(paths, files, reasons, np.vstack(labels), names, amounts, n_without, others)
 
 # %% ../nbs/01_data_prep.ipynb #be8cc6eb
 def _prepare_batch(paths: Sequence[Path], broadening: Sequence[dict], settings: PrepSettings, memory: dict) -> list[np.ndarray | str]:

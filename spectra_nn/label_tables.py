@@ -40,7 +40,7 @@ def label_unit(
         return "K"
     return _UNITS.get(name.lower(), "dex" if re.fullmatch(r"[A-Z][a-z]?_(Fe|H)|A_[A-Z][a-z]?", name) else "")
 
-# %% ../nbs/00c_label_tables.ipynb #114c464a
+# %% ../nbs/00c_label_tables.ipynb #95adfb44
 def read_label_table(
     path: str | os.PathLike,     # csv, ECSV or FITS table
     key: str = "specname",       # column with the name of each spectrum's file
@@ -63,11 +63,11 @@ def read_label_table(
         near = nearest_name(key, columns)
         hint = f" Did you mean key={near!r}?" if near else ""
         raise SpectraError(f"the label table {path} has no column {key!r}, which must hold the file names; it has {', '.join(columns)}.{hint}")
-    names = np.array([name.decode() if isinstance(name, bytes) else str(name).strip() for name in columns[key].tolist()])
+    names = np.array([name.decode() if isinstance(name, bytes) else str(name).strip() for name in columns[key]])
     return {name: names if name == key else _as_numbers(column) for name, column in columns.items()}
 
 
-def _read_csv(path: Path) -> dict[str, np.ndarray]:
+def _read_csv(path: Path) -> dict[str, Sequence[str]]:
     "Columns of a csv file as text; lines that begin with # are comments."
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.reader(file, skipinitialspace=True) if row and not row[0].startswith("# ")]
@@ -77,13 +77,13 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
     for row in rows[1:]:
         if len(row) != len(names):
             raise SpectraError(f"the label table {path} has {len(names)} columns, but the row of {row[0]!r} has {len(row)} cells.")
-    return {name: np.array(column) for name, column in zip(names, zip(*rows[1:]))} if rows[1:] else {name: np.array([], str) for name in names}
+    return dict(zip(names, zip(*rows[1:]))) if rows[1:] else dict.fromkeys(names, ())
 
 
-def _as_numbers(column: np.ndarray) -> np.ndarray:
+def _as_numbers(column: np.ndarray | Sequence[str]) -> np.ndarray:
     "Numbers in float64; NaN for what is not a number."
     try:
-        return np.asarray(column).astype(np.float64)
+        return np.asarray(column).astype(np.float64) if isinstance(column, np.ndarray) else np.array([float(cell) for cell in column])
     except ValueError:
         def number(cell: Any) -> float:
             try:

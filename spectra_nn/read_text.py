@@ -82,7 +82,7 @@ class _Text:
         "A copy of the text."
         return bytes(memoryview(self.buffer)[_MARGIN : _MARGIN + self.size])
 
-# %% ../nbs/00b_read_text.ipynb #e37dd7cd
+# %% ../nbs/00b_read_text.ipynb #1e537ab1
 def _buffer(size: int, memory: dict) -> bytearray:
     "A buffer for a text of this size, the one used before if it is long enough."
     if len(memory.get("buffer", b"")) < size + 2 * _MARGIN:
@@ -93,7 +93,7 @@ def _buffer(size: int, memory: dict) -> bytearray:
 
 def _file_bytes(path: str | os.PathLike, memory: dict) -> _Text:
     "Read a file into the buffer of `memory`."
-    with open(path, "rb", buffering=0) as file:
+    with io.FileIO(path) as file:
         size = os.fstat(file.fileno()).st_size
         buffer, got = _buffer(size, memory), 0
         while got < size and (n := file.readinto(memoryview(buffer)[_MARGIN + got : _MARGIN + size])):
@@ -263,10 +263,10 @@ def _line_word(line: bytes, first: int, spans: Sequence[tuple[int, int]], zeros:
     keep, template, fixed = [0xFF * (kind != "") for kind in kinds], [ord(kind or "\0") for kind in kinds], [0xFF * (kind not in ("", "0")) for kind in kinds]
     return _Word(first, _bytes_word(keep), _bytes_word(template), _bytes_word(fixed), parts)
 
-# %% ../nbs/00b_read_text.ipynb #f693afa2
-def _take(data: np.ndarray, starts: range, at: int) -> np.ndarray:
-    "Eight bytes of each line as one number; (n_line,) uint64, a view."
-    return np.ndarray((len(starts),), "<u8", data, starts.start + at, (starts.step,))
+# %% ../nbs/00b_read_text.ipynb #7c3b0213
+def _take(data: np.ndarray, starts: range, at: int, kind: str = "<u8") -> np.ndarray:
+    "Eight bytes of each line, or four, as one number; (n_line,) uint64, a view."
+    return np.ndarray((len(starts),), kind, data, starts.start + at, (starts.step,))
 
 
 def _convert(
@@ -325,7 +325,7 @@ def _mend(buffer: bytearray, starts: range, columns: Sequence[int], wrong: np.nd
             value[row] = number
     return True
 
-# %% ../nbs/00b_read_text.ipynb #f4085ceb
+# %% ../nbs/00b_read_text.ipynb #b7efc336
 @dataclass(frozen=True)
 class _Before:
     """A file that has been read.
@@ -338,8 +338,8 @@ class _Before:
         Length of its lines.
     layout : _Layout
         Where the numbers are in them.
-    prefix : list of (int, np.ndarray)
-        Words that cover what stands before the last number, from the line feed before: first byte, and (n_line,) uint64.
+    prefix : list of (int, str, np.ndarray)
+        Words that cover what stands before the last number, from the line feed before: first byte, type, and (n_line,) integers.
     values : list of np.ndarray
         (n_line,) each column.
     """
@@ -347,7 +347,7 @@ class _Before:
     columns: tuple[int, ...]
     stride: int
     layout: _Layout
-    prefix: list[tuple[int, np.ndarray]]
+    prefix: list[tuple[int, str, np.ndarray]]
     values: list[np.ndarray]
 
 
@@ -355,8 +355,10 @@ def _remember(data: np.ndarray, starts: range, columns: Sequence[int], layout: _
     "What the next file needs to know; copies, as the buffer will be used again."
     last = layout.spans[-1][0]
     blank = data[starts.start + last - 1 : starts.stop : starts.step]  # if it is one in all lines, no number before it reaches beyond
-    places = sorted({*range(-1, last - 7, 8), last - 8}) if last >= 7 and (blank == blank[0]).all() else []
-    return _Before(tuple(columns), starts.step, layout, [(at, _take(data, starts, at).copy()) for at in places], values)
+    places = [(at, "<u8") for at in range(last - 8, -2, -8)] if (blank == blank[0]).all() else []
+    if places and (left := places[-1][0] + 1):  # bytes that are not covered yet
+        places.append((-1, "<u4" if left <= 4 else "<u8"))
+    return _Before(tuple(columns), starts.step, layout, [(*place, _take(data, starts, *place).copy()) for place in places], values)
 
 
 def _like_before(buffer: bytearray, starts: range, columns: Sequence[int], before: _Before, skip: int = 0) -> list[np.ndarray] | None:
@@ -365,14 +367,15 @@ def _like_before(buffer: bytearray, starts: range, columns: Sequence[int], befor
     if before.columns != tuple(columns) or before.stride != starts.step or lines.stop > n_before or not before.prefix:
         return None
     data = np.frombuffer(buffer, np.uint8)
-    if not all((_take(data, starts, at) == words[lines]).all() for at, words in before.prefix):
-        return None
+    for at, kind, words in before.prefix:
+        if b"\0" in (_take(data, starts, at, kind) == words[lines]).tobytes():  # a False
+            return None
     new, wrong = _convert(data, starts, before.layout, only=len(columns) - 1)
     if wrong is not None and not _mend(buffer, starts, columns[-1:], wrong, new[-1:]):
         return None
     return [*(value if len(starts) == n_before else value[lines] for value in before.values[:-1]), new[-1]]
 
-# %% ../nbs/00b_read_text.ipynb #4b65c56d
+# %% ../nbs/00b_read_text.ipynb #d63fe464
 def _by_runs(buffer: bytearray, first: int, end: int, stride: int, columns: Sequence[int], known: Sequence[_Before]) -> list[np.ndarray] | None:
     "Convert runs of lines that are `stride` long and the odd lines between them."
     data, parts, n_odd, n_done = np.frombuffer(buffer, np.uint8), [], 0, 0
@@ -384,6 +387,8 @@ def _by_runs(buffer: bytearray, first: int, end: int, stride: int, columns: Sequ
             starts = range(first, first + n_lines * stride, stride)
             alike = (_like_before(buffer, starts, columns, before, n_done) for before in known)
             if (values := next((found for found in alike if found is not None), None)) is None:
+                if np.count_nonzero(data[starts.start : starts.stop] == ord("\n")) != n_lines:
+                    return None  # two short lines are not one long line
                 values, wrong = _convert(data, starts, layout)
                 if wrong is not None and not _mend(buffer, starts, columns, wrong, values):
                     return None
