@@ -153,17 +153,19 @@ def _chunk(spectra: Spectra, rows: np.ndarray, good: np.ndarray, continuum: Cont
     rows, flux, ivar, scale = (t.to(device) for t in (torch.as_tensor(rows), (flux / scale).float(), (ivar * scale**2).float(), scale[:, 0]))
     return _Data(rows, flux, ivar, scale, basis)
 
-# %% ../nbs/05_fitting.ipynb #a26c1824
+# %% ../nbs/05_fitting.ipynb #49b20512
 def _continuum(flux: Tensor, weight: Tensor, data: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     "Solve for the continuum (k, n_pix) that takes model `flux` to `data`, and its coefficients (k, n_term)."
     seen, n_term = weight * flux, basis.shape[-1]
-    pairs = (basis[..., :, None] * basis[..., None, :]).flatten(-2)     # (n_pix, n_term²) or one for each spectrum
-    normal = (seen.square()[:, None] @ pairs).double().unflatten(2, (n_term, n_term))[:, 0]
+    one, other = torch.triu_indices(n_term, n_term, device=basis.device)
+    pairs = torch.nn.functional.pad(basis[..., one] * basis[..., other], (0, -len(one) % 8))  # (n_pix, n_pair) or one for each spectrum
+    sums = (seen.square()[:, None] @ pairs)[:, 0, :len(one)].double()
+    normal = sums.new_empty(len(sums), n_term, n_term)
+    normal[:, one, other] = normal[:, other, one] = sums
     ridge = 1e-12 * normal.diagonal(dim1=1, dim2=2).amax(1) + 1e-300
     normal = normal + ridge[:, None, None] * torch.eye(normal.shape[1], device=normal.device, dtype=normal.dtype)
-    factor, _ = torch.linalg.cholesky_ex(normal)
-    right = ((seen * weight * data)[:, None] @ basis).mT.double()       # (k, n_term, 1)
-    coefficients = torch.cholesky_solve(right, factor)[..., 0]
+    right = ((seen * weight * data)[:, None] @ torch.nn.functional.pad(basis, (0, -n_term % 4)))[:, 0, :n_term, None].double()
+    coefficients = torch.linalg.solve_ex(normal, right)[0][..., 0]
     return (coefficients.to(basis)[:, None] @ basis.mT)[:, 0], coefficients
 
 # %% ../nbs/05_fitting.ipynb #08035a56
@@ -183,15 +185,15 @@ def _products(columns: Tensor, unit: Tensor, n_term: int) -> Tensor:
     scale = torch.cat([unit.new_ones(1), unit, unit.new_ones(n_term)]).double()
     return (columns.mT @ columns)[:, :m, :m].double() * scale[:, None] * scale
 
-# %% ../nbs/05_fitting.ipynb #d118e407
+# %% ../nbs/05_fitting.ipynb #b1822a7b
 def _eliminate(gram: Tensor, p: int) -> NormalEquations:
     "Take the continuum, behind the residual and `p` parameters, out of the products (k, m, m) of all columns."
     chi2, gradient, hessian = gram[:, 0, 0], gram[:, 1:p + 1, 0], gram[:, 1:p + 1, 1:p + 1]
     if gram.shape[1] == p + 1: return NormalEquations(chi2, gradient, hessian)
     cross, inner = gram[:, 1:p + 1, p + 1:], gram[:, p + 1:, p + 1:]
     ridge = 1e-12 * inner.diagonal(dim1=1, dim2=2).amax(1) + 1e-300
-    factor, _ = torch.linalg.cholesky_ex(inner + ridge[:, None, None] * torch.eye(inner.shape[1], device=inner.device, dtype=inner.dtype))
-    explained = torch.cholesky_solve(torch.cat([gram[:, p + 1:, :1], cross.mT], 2), factor)
+    inner = inner + ridge[:, None, None] * torch.eye(inner.shape[1], device=inner.device, dtype=inner.dtype)
+    explained = torch.linalg.solve_ex(inner, torch.cat([gram[:, p + 1:, :1], cross.mT], 2))[0]
     return NormalEquations(chi2, gradient - (cross @ explained[..., :1])[..., 0], hessian - cross @ explained[..., 1:])
 
 
@@ -315,7 +317,7 @@ def _velocity_start(gain: Tensor, velocity: Tensor, left: Tensor, width: float) 
     unit = left.clamp_min(1.)
     return peak, (here > 30 * unit) & (here - rival > 12 * unit)
 
-# %% ../nbs/05_fitting.ipynb #771df4b9
+# %% ../nbs/05_fitting.ipynb #99705e84
 def _table_products(cells: Tensor, flux: Tensor) -> Tensor:
     "Sum cells (k, n, n_cell) times the flux of table spectra (n_table, n_cell) over cells, (k, n, n_table)."
     return fast_linear(cells.flatten(0, 1).contiguous(), flux, flux.new_zeros(len(flux))).unflatten(0, cells.shape[:2])
@@ -335,8 +337,8 @@ def _label_starts(table: _Table, plan: _Plan, observer: Observer, data: _Data, v
         matrix = lhs.new_zeros(*lhs.shape[:2], n_term, n_term)
         matrix[..., first, second] = matrix[..., second, first] = lhs
         ridge = 1e-9 * matrix.diagonal(dim1=2, dim2=3).amax(2)[..., None, None] + 1e-300
-        factor, _ = torch.linalg.cholesky_ex(matrix + ridge * torch.eye(n_term, device=matrix.device, dtype=matrix.dtype))
-        chi2 = -(rhs * torch.cholesky_solve(rhs[..., None], factor)[..., 0]).sum(-1)
+        matrix = matrix + ridge * torch.eye(n_term, device=matrix.device, dtype=matrix.dtype)
+        chi2 = -(rhs * torch.linalg.solve_ex(matrix, rhs[..., None])[0][..., 0]).sum(-1)
     if (prior := plan.prior_of(data.rows)) is not None: chi2 = chi2 + (prior.ivar[:, None] * (table.scaled - prior.mean[:, None])**2).sum(2)
     chi2, starts = torch.nan_to_num(chi2, nan=torch.inf), []
     for _ in range(n_start):
@@ -381,11 +383,16 @@ def _user_units(setup: _Setup) -> tuple[Tensor, Tensor]:
     if setup.velocity_range is None: return zero, unit
     return torch.cat([zero, zero.new_zeros(1)]), torch.cat([unit, unit.new_tensor([_VELOCITY_UNIT])])
 
-# %% ../nbs/05_fitting.ipynb #f0f54266
+# %% ../nbs/05_fitting.ipynb #e13fca06
 def _take(data: _Data, index: Tensor) -> _Data:
     "Select spectra of a chunk."
     basis = data.basis[index] if data.basis is not None and data.basis.ndim == 3 else data.basis
     return _Data(data.rows[index], data.flux[index], data.ivar[index], data.scale[index], basis)
+
+
+def _in_fours(index: Tensor) -> Tensor:
+    "Repeat some of the spectra, so that their number is a multiple of four."
+    return index[torch.arange(-(-len(index) // 4) * 4, device=index.device) % len(index)]
 
 
 def _pieces_of(data: _Data, size: int) -> list[_Data]:
@@ -411,8 +418,8 @@ def _problem(setup: _Setup, data: _Data, weight: Tensor, derivatives: bool = Tru
         return _equations(seen, weight[local], data_.flux, data_.basis, _user_units(setup)[1][:p])
 
     def equations(parameters: Tensor, local: Tensor) -> NormalEquations:
-        size = setup.piece  # small enough for the processor's cache
-        return NormalEquations(*map(torch.cat, zip(*map(part, parameters.split(size), local.split(size)))))
+        pieces = _in_fours(torch.arange(len(local), device=local.device)).split(setup.piece)  # small enough for the processor's cache
+        return NormalEquations(*(torch.cat(each)[:len(local)] for each in zip(*(part(parameters[index], local[index]) for index in pieces))))
 
     return equations
 
@@ -525,7 +532,7 @@ def _starts(setup: _Setup, data: _Data, width: float) -> tuple[Tensor, Tensor, T
     if given is not None: scaled = torch.where(torch.isnan(given[..., :-1]), scaled[:1], given[..., :-1])
     return scaled, known.expand(len(scaled), -1), reliable
 
-# %% ../nbs/05_fitting.ipynb #13f97429
+# %% ../nbs/05_fitting.ipynb #8c3972c1
 def _fit_chunk(setup: _Setup, data: _Data) -> tuple[_Outcome, _Data]:
     "Fit a chunk: velocity start, label starts, joint refinement, and further starts for those that fit badly, or all that are given."
     observer, width = setup.observer, _effective_fwhm(setup.observer)
@@ -541,6 +548,7 @@ def _fit_chunk(setup: _Setup, data: _Data) -> tuple[_Outcome, _Data]:
     for scaled, at, window in zip(starts, velocity, zip(low, high)):
         index = everyone if outcome is None or setup.given is not None else _badly_fitted(setup, outcome)
         if not len(index): break
+        index = _in_fours(index)
         fit, weight = _refine(setup, _take(data, index), scaled[index], at[index], (window[0][index], window[1][index]))
         at = fit.parameters[:, -1].double() * _VELOCITY_UNIT if setup.velocity_range is not None else at[index]
         found = _Outcome(fit, weight, at, reliable[index], dof[index])
@@ -569,14 +577,14 @@ def _given_start(start: Any, plan: _Plan, n_spec: int) -> Tensor:
     scaled = ((given[..., :-1] - plan.low) / plan.span).clamp(0.001, 0.999)
     return torch.cat([scaled[..., plan.free], given[..., -1:]], 2)
 
-# %% ../nbs/05_fitting.ipynb #978aec5c
+# %% ../nbs/05_fitting.ipynb #57296e46
 def _covariance(setup: _Setup, fit: LeastSquares, push: Tensor | None) -> tuple[Tensor, Tensor]:
     "Return the covariance (k, p, p) in user units, NaN where singular, and the errors of the labels as parts of their range (k, n_free)."
     factor, info = torch.linalg.cholesky_ex(fit.hessian)
     diagonal = factor.diagonal(dim1=1, dim2=2)
     singular = (info != 0) | ~(diagonal.amin(1) > 1e-7 * diagonal.amax(1)) | ~torch.isfinite(fit.hessian).all((1, 2))
     identity = torch.eye(fit.hessian.shape[1], dtype=fit.hessian.dtype, device=fit.hessian.device)
-    inverse = torch.cholesky_inverse(torch.where(singular[:, None, None], identity, factor))
+    inverse = torch.linalg.inv_ex(torch.where(singular[:, None, None], identity, fit.hessian))[0]
     inverse = torch.where(singular[:, None, None], torch.nan, inverse)
     if push is not None: inverse = inverse + (shift := inverse @ push) @ shift.mT
     unit = setup.plan.span[setup.plan.free]
@@ -709,10 +717,10 @@ def _level_of(setup: _Setup, data: _Data, weight: Tensor, labels: Tensor, veloci
         parts.append(_continuum(flux, weight[index], piece.flux, piece.basis)[1])
     return torch.cat(parts)
 
-# %% ../nbs/05_fitting.ipynb #8cfca6c4
+# %% ../nbs/05_fitting.ipynb #845c9767
 def _fit_some(setup: _Setup, spectra: Spectra, rows: np.ndarray, good: np.ndarray, continuum: Continuum | None, least: int) -> dict:
     "Fit the spectra `rows` together; return arrays by name."
-    data = _chunk(spectra, rows, good, continuum, setup.observer.device)
+    data = _chunk(spectra, np.resize(rows, -(-len(rows) // 4) * 4), good, continuum, setup.observer.device)
     with torch.no_grad():
         outcome, data = _fit_chunk(setup, data)
         scaled, prior = outcome.fit.parameters[:, :len(setup.plan.free)].double(), setup.plan.prior_of(data.rows)
@@ -720,12 +728,12 @@ def _fit_some(setup: _Setup, spectra: Spectra, rows: np.ndarray, good: np.ndarra
         penalty = 0. if prior is None else (prior.ivar * (scaled - prior.mean)**2).sum(1)
         covariance, relative = _covariance(setup, outcome.fit, _emulator_push(setup, data, outcome, labels))
         flags = _judge(setup, outcome, labels, relative)
-        level = labels.new_zeros(len(rows), 0)
+        level = labels.new_zeros(len(labels), 0)
         if continuum is not None:
             level = _level_of(setup, data, outcome.weight, labels, outcome.velocity) * data.scale[:, None]
     part = dict(labels=labels, covariance=covariance, velocity=outcome.velocity, chi2=outcome.fit.chi2 - penalty, dof=outcome.dof, flags=flags, level=level, good=data.ivar > 0, held=outcome.fit.at_bound)
-    part = {name: t.cpu().numpy() for name, t in part.items()}
-    few, failed = part["good"].sum(1) < least, outcome.fit.failed.cpu().numpy()
+    part = {name: t[:len(rows)].cpu().numpy() for name, t in part.items()}
+    few, failed = part["good"].sum(1) < least, outcome.fit.failed[:len(rows)].cpu().numpy()
     part["flags"] = np.where(few, FitFlag.FEW_PIXELS.value, np.where(failed, FitFlag.BAD_INPUT.value, part["flags"]))
     for name in ("labels", "covariance", "velocity", "chi2", "level"): part[name][few | failed] = np.nan
     part["held"][few | failed] = False
@@ -969,7 +977,7 @@ def _level(problem: FitProblem, parameters: Tensor, rows: Tensor) -> np.ndarray:
     level[use.cpu()] = (_continuum(flux, problem._weight[local], data.flux, data.basis)[1] * data.scale[:, None]).cpu().numpy()
     return level
 
-# %% ../nbs/05_fitting.ipynb #173facb8
+# %% ../nbs/05_fitting.ipynb #ca44d6f9
 def _problem_at(entry: _Entry, parameters: Any) -> FitProblem:
     "Settle the weights of all spectra at `parameters` (n_spec, p), user units; where they are NaN, noise alone counts."
     use, setup, names = entry.use, entry.setup, entry.names
@@ -994,7 +1002,7 @@ def _problem_at(entry: _Entry, parameters: Any) -> FitProblem:
     data = replace(data, ivar=torch.where(covered, data.ivar, 0.))
     weight, known = data.ivar.sqrt(), (torch.isfinite(scaled).all(1) & torch.isfinite(velocity)).nonzero()[:, 0]
     with torch.no_grad():
-        for index in known.split(4 * setup.piece):
+        for index in _in_fours(known).split(4 * setup.piece):
             part = _take(data, index)
             weight[index] = _weights(setup, part, scaled[index], velocity[index])
             if setup.robust: weight[index] *= _doubt(setup, part, weight[index], scaled[index], velocity[index])

@@ -72,7 +72,7 @@ def add_prior(
     return NormalEquations(equations.chi2 + (ivar * offset**2).sum(1), equations.gradient + ivar * offset,
                            equations.hessian + torch.diag_embed(ivar.expand_as(offset)))
 
-# %% ../nbs/02a_least_squares.ipynb #cfceb75c
+# %% ../nbs/02a_least_squares.ipynb #2a04e2f8
 def _held(parameters: Tensor, gradient: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     "Mark (n, p) the parameters on a bound that downhill would leave the box."
     return ((parameters <= lower) & (gradient > 0)) | ((parameters >= upper) & (gradient < 0))
@@ -86,8 +86,8 @@ def _solve(hessian: Tensor, gradient: Tensor, damping: Tensor, held: Tensor) -> 
     matrix = hessian * scale[:, :, None] * scale[:, None, :]                            # unit diagonal
     ridge = torch.where(diagonal * free > 0, damping[:, None], 1.)                      # held or flat: identity
     matrix = torch.nan_to_num(matrix, nan=float("inf")) + torch.diag_embed(ridge)
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    step = -torch.cholesky_solve((gradient * scale)[..., None], factor)[..., 0] * scale
+    info = torch.linalg.cholesky_ex(matrix)[1]
+    step = -torch.linalg.solve_ex(matrix, (gradient * scale)[..., None])[0][..., 0] * scale  # `cholesky_solve` rounds by where in memory a row lies
     solved = (info == 0) & torch.isfinite(step).all(1)
     return torch.where(solved[:, None], step, 0.), solved
 

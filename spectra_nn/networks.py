@@ -157,7 +157,7 @@ class DenseNetwork(nn.Module):
             x = y
         return x
 
-# %% ../nbs/02b_networks.ipynb #814b12b6
+# %% ../nbs/02b_networks.ipynb #3933b2d2
 def fast_linear(
     x: torch.Tensor,                 # (n, k)
     weight: torch.Tensor,            # (n_out, k)
@@ -165,7 +165,7 @@ def fast_linear(
     out: torch.Tensor | None = None, # (n, n_out) to write to
 ) -> torch.Tensor:                   # (n, n_out) x @ weight.T + bias
     "Multiply as a linear layer does."
-    plain = torch.is_grad_enabled() or x.device.type != "cpu" or {x.dtype, weight.dtype, bias.dtype} != {torch.float32} or len(x) < 16
+    plain = torch.is_grad_enabled() or x.device.type != "cpu" or {x.dtype, weight.dtype, bias.dtype} != {torch.float32} or len(x) < 4
     dense = x.is_contiguous() and (weight.is_contiguous() or (out is None and weight.T.is_contiguous()))  # else oneDNN takes a very slow path
     if plain or not (dense and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return torch.addmm(bias, x, weight.T, out=out)

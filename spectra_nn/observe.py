@@ -795,7 +795,7 @@ class BroadenedEmulator:
         "Whether the emulator's own labels are inside its training domain."
         return self.core.domain(labels[:, :-len(self.broadening)])
 
-# %% ../nbs/04_observe.ipynb #47bf5f10
+# %% ../nbs/04_observe.ipynb #e5428dc4
 def _kernel_and_slope(name: str, velocity: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     "Return kernels (n, m) of `width` (n,) and their derivatives by it, central differences good to 1e-7."
     make, step = _BROADENING[name][0], 1e-4 * width.clamp_min(0.01)
@@ -803,11 +803,8 @@ def _kernel_and_slope(name: str, velocity: Tensor, width: Tensor) -> tuple[Tenso
     return make(velocity, width), (make(velocity, width + step) - make(velocity, below)) / (width + step - below)[:, None]
 
 
-def _broaden_coefficients(observer: Observer, names: tuple[str, ...], sharp: Tensor, widths: Tensor, free: list[int]) -> Tensor:
-    "Convolve coefficients (n, n_knot, r) with kernels of `widths` (n, n_name), and append derivatives of column 0 by the `free` ones."
-    step, widths = SPEED_OF_LIGHT * observer.grid.step, widths.detach().double().cpu()
-    reach = sum(_BROADENING[name][2] * float(w.max()) for name, w in zip(names, widths.T))
-    half = int(np.ceil(reach / step)) + 3
+def _broaden_alike(step: float, half: int, names: tuple[str, ...], sharp: Tensor, widths: Tensor, free: list[int]) -> Tensor:
+    "Convolve coefficients (n, n_knot, r) with kernels of `widths` (n, n_name), `half` grid pixels to either side, and append derivatives of column 0 by the `free` ones."
     velocity = step * torch.arange(-half, half + 1, dtype=torch.float64)
     pairs = [_kernel_and_slope(name, velocity, w) for name, w in zip(names, widths.T)]
     size = next_fast_len(2 * len(velocity), real=True)
@@ -823,4 +820,15 @@ def _broaden_coefficients(observer: Observer, names: tuple[str, ...], sharp: Ten
     n, n_knot, r = sharp.shape
     rows = torch.cat([sharp.mT, sharp[..., :1].mT.expand(-1, len(free), -1)], 1)                          # (n, r + n_free, n_knot)
     kernels = torch.cat([kernel[:, None].expand(-1, r, -1), *(d[:, None] for d in slopes)], 1)
-    return _convolve(rows.reshape(-1, n_knot), kernels.reshape(-1, len(velocity))).view(n, -1, n_knot).mT
+    last = lambda a: torch.nn.functional.pad(a.flatten(0, 1), (0, 0, 0, 1))  # noqa: E731: a row that nobody needs: complex products round otherwise where memory ends
+    return _convolve(last(rows), last(kernels))[:-1].view(n, -1, n_knot).mT
+
+
+def _broaden_coefficients(observer: Observer, names: tuple[str, ...], sharp: Tensor, widths: Tensor, free: list[int]) -> Tensor:
+    "Broaden spectra, those together whose kernels reach about as far: how far has then nothing to do with the other spectra."
+    step, widths = SPEED_OF_LIGHT * observer.grid.step, widths.detach().double().cpu()
+    reach = widths @ torch.tensor([_BROADENING[name][2] for name in names], dtype=torch.float64)
+    half = 2 ** torch.log2(reach / step + 3).ceil().long()
+    together = [(half == size).nonzero()[:, 0] for size in half.unique()]
+    parts = [_broaden_alike(step, int(half[rows[0]]), names, sharp[rows.to(sharp.device)], widths[rows], free) for rows in together]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(together).argsort().to(sharp.device)]
