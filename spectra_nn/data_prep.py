@@ -59,12 +59,12 @@ def check_wavelengths(
             at = max(first - 1, 0) + int(np.argmax(inside))
             raise SpectraError(f"gap of {inside.max():.3g} Å at {wave[at]:.2f} Å in the window {low:g}-{high:g} Å")
 
-# %% ../nbs/01_data_prep.ipynb #f4eb4044
+# %% ../nbs/01_data_prep.ipynb #303215e6
 def check_flux(
     flux: np.ndarray,                       # (n_pix,) normalised flux inside the windows
     min_flux: float | None = 1e-8,          # lowest flux that is believed; None accepts any finite value
     max_continuum: float | None = 1.5,      # highest believable 95th percentile of a normalised flux; None accepts any
-) -> None:
+) -> float:                                 # highest flux
     "Raise a `SpectraError` that says why this flux cannot be used."
     lowest, highest = flux.min(), flux.max()  # NaN if any pixel is
     if not (math.isfinite(lowest) and math.isfinite(highest)):
@@ -74,6 +74,7 @@ def check_flux(
         raise SpectraError(f"flux is below {min_flux:g} in {int((flux < min_flux).sum())} pixels")
     if max_continuum is not None and highest > max_continuum and (level := np.percentile(flux, 95)) > max_continuum:
         raise SpectraError(f"not normalised: 5 % of the pixels lie above {level:.3g}; is it the column of physical flux?")
+    return highest
 
 # %% ../nbs/01_data_prep.ipynb #576a0028
 def check_windows(
@@ -177,7 +178,7 @@ def _plan(wave: np.ndarray, settings: PrepSettings) -> _Plan:
         matrices.append(rebin_matrix(wave[cuts[k]], new))
     return _Plan(cuts, matrices, copies=False)
 
-# %% ../nbs/01_data_prep.ipynb #521f3a66
+# %% ../nbs/01_data_prep.ipynb #709fe3bc
 def prepare_spectrum(
     path: str | os.PathLike,           # the file
     settings: PrepSettings,            # what to do with it
@@ -186,22 +187,26 @@ def prepare_spectrum(
 ) -> np.ndarray:                       # (n_pix,) float32 flux on `settings.target`
     "Read, check and resample one spectrum; a `SpectraError` gives the reason if it cannot be used."
     memory = {} if memory is None else memory
-    wave, flux = read_spectrum(path, columns=settings.columns, comment=settings.comment, memory=memory)
     known, plan = memory.get("plan", (None, None))
+    single = plan is not None and plan.copies and not broadening  # nothing will be computed from the flux
+    reading = dict(columns=settings.columns, comment=settings.comment, memory=memory)
+    wave, flux = read_spectrum(path, **reading, single=single)
     if known is not wave and (known is None or not np.array_equal(known, wave)):
         plan = _plan(wave, settings)
         memory["plan"] = (wave, plan)
+        if single and not plan.copies:
+            wave, flux = read_spectrum(path, **reading)
     if broadening:
         flux = _broaden(wave, flux, plan, broadening)
     parts = [flux[cut] for cut in plan.cuts]
     inside = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    check_flux(inside, settings.min_flux, settings.max_continuum)
+    highest = check_flux(inside, settings.min_flux, settings.max_continuum)
     if plan.matrices is not None:
         inside = np.concatenate([matrix @ part for matrix, part in zip(plan.matrices, parts)])
     elif not plan.copies:
         inside = np.interp(settings.target, wave, flux)
-    row = inside.astype(np.float32)
-    if settings.clip_emission and row.max() > 1:
+    row = inside.astype(np.float32, copy=False)  # float32 already only if it is this file's own
+    if settings.clip_emission and (highest > 1 or not plan.copies):
         np.minimum(row, 1, out=row)
     return row
 

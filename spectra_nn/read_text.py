@@ -22,13 +22,14 @@ import numpy as np
 
 from .core import SpectraError, read_npz
 
-# %% ../nbs/00b_read_text.ipynb #663dcc0f
+# %% ../nbs/00b_read_text.ipynb #f9f5ed80
 def read_spectrum(
     path: str | os.PathLike,           # .spec, .txt, .csv, .dat, .fits or .npz, also with .gz behind
     *,
     columns: Sequence[int] = (0, 1),   # columns of wavelength and flux in a text file, the first is 0
     comment: str = "#",                # sign that begins a header line of a text file
     memory: dict | None = None,        # pass the same empty dict for every file of a folder to read it faster; changed
+    single: bool = False,              # flux may be float32 where that is faster: the float64 numbers, rounded
 ) -> tuple[np.ndarray, np.ndarray]:    # (n_pix,) wavelength [Å], (n_pix,) flux, both float64, as they are in the file
     "Read one spectrum; a `SpectraError` says what is wrong with the file."
     memory = {} if memory is None else memory
@@ -41,7 +42,7 @@ def read_spectrum(
             text = _padded(gzip.decompress(text.content()), {})
         if text.starts_with(b"SIMPLE  ="):
             return _same_length(*_read_fits(text.content()))
-        wave, flux = _parse_fast(text, columns, comment, memory) or _parse_carefully(text.content(), columns, comment)
+        wave, flux = _parse_fast(text, columns, comment, memory, single) or _parse_carefully(text.content(), columns, comment)
     except SpectraError:
         raise
     except (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, MemoryError, zipfile.BadZipFile) as error:
@@ -193,7 +194,7 @@ def _bytes_word(values: Sequence[int]) -> np.uint64:
     "Eight bytes as one number, the first lowest."
     return np.uint64(int.from_bytes(bytes(values), "little"))
 
-# %% ../nbs/00b_read_text.ipynb #467d1f1f
+# %% ../nbs/00b_read_text.ipynb #5ac89a54
 @dataclass(frozen=True)
 class _Layout:
     """Where the wanted numbers are in a line.
@@ -204,15 +205,18 @@ class _Layout:
         First byte of each number, and one past its last.
     scales : list of float
         By what to divide each.
+    short : bool
+        Whether numerator and denominator of the last number are exact in float32.
     words : list of _Word
         From the end of the line to its start.
     """
 
     spans: list[tuple[int, int]]
     scales: list[float]
+    short: bool
     words: list[_Word]
 
-# %% ../nbs/00b_read_text.ipynb #5d969e87
+# %% ../nbs/00b_read_text.ipynb #b6320d4f
 _NUMBER = re.compile(rb"[ \t]*(\d+(?:\.\d+)?)(?=[ \t\r\n])")
 
 
@@ -238,7 +242,8 @@ def _layout_of_shape(line: bytes, columns: tuple[int, ...]) -> _Layout | None:
     last = max(stop for _, stop in spans)
     zeros = [_zeros_behind(line.count(b"0", *span), last - span[1]) for span in spans]
     scales = [10.0 ** (len(line[start:stop].partition(b".")[2]) + n) for (start, stop), n in zip(spans, zeros)]
-    return _Layout(spans, scales, [_line_word(line, first, spans, zeros) for first in range(last - 7, -8, -8)])
+    short = line.count(b"0", *spans[-1]) + zeros[-1] <= 7 and scales[-1] <= 1e10
+    return _Layout(spans, scales, short, [_line_word(line, first, spans, zeros) for first in range(last - 7, -8, -8)])
 
 
 def _zeros_behind(n_digits: int, distance: int) -> int:
@@ -263,7 +268,7 @@ def _line_word(line: bytes, first: int, spans: Sequence[tuple[int, int]], zeros:
     keep, template, fixed = [0xFF * (kind != "") for kind in kinds], [ord(kind or "\0") for kind in kinds], [0xFF * (kind not in ("", "0")) for kind in kinds]
     return _Word(first, _bytes_word(keep), _bytes_word(template), _bytes_word(fixed), parts)
 
-# %% ../nbs/00b_read_text.ipynb #7c3b0213
+# %% ../nbs/00b_read_text.ipynb #89517359
 def _take(data: np.ndarray, starts: range, at: int, kind: str = "<u8") -> np.ndarray:
     "Eight bytes of each line, or four, as one number; (n_line,) uint64, a view."
     return np.ndarray((len(starts),), kind, data, starts.start + at, (starts.step,))
@@ -274,6 +279,7 @@ def _convert(
     starts: range,               # first byte of each line
     layout: _Layout,             # of the lines
     only: int | None = None,     # convert this number only; what stands before it has been compared already
+    kind: type = np.float64,     # of the results; float32 only where it is exact before the division
 ) -> tuple[list[np.ndarray], np.ndarray | None]: # (n_line,) float64 for each number; (n_line,) bool, lines that are laid out differently, if any
     "Convert the same numbers of all lines."
     totals, wrong = {}, None
@@ -291,7 +297,7 @@ def _convert(
             if only is None or k == only:
                 number = _join_digits(_own_digits(digits, part), part.factors)
                 totals[k] = totals[k] + number * part.times if k in totals else number
-    return [totals[k] / scale if k in totals else None for k, scale in enumerate(layout.scales)], wrong
+    return [np.divide(totals[k], kind(scale), dtype=kind, casting="same_kind") if k in totals else None for k, scale in enumerate(layout.scales)], wrong
 
 
 def _own_digits(digits: np.ndarray, part: _Part) -> np.ndarray:
@@ -325,7 +331,7 @@ def _mend(buffer: bytearray, starts: range, columns: Sequence[int], wrong: np.nd
             value[row] = number
     return True
 
-# %% ../nbs/00b_read_text.ipynb #b7efc336
+# %% ../nbs/00b_read_text.ipynb #c12afa05
 @dataclass(frozen=True)
 class _Before:
     """A file that has been read.
@@ -361,7 +367,7 @@ def _remember(data: np.ndarray, starts: range, columns: Sequence[int], layout: _
     return _Before(tuple(columns), starts.step, layout, [(*place, _take(data, starts, *place).copy()) for place in places], values)
 
 
-def _like_before(buffer: bytearray, starts: range, columns: Sequence[int], before: _Before, skip: int = 0) -> list[np.ndarray] | None:
+def _like_before(buffer: bytearray, starts: range, columns: Sequence[int], before: _Before, skip: int = 0, single: bool = False) -> list[np.ndarray] | None:
     "Convert only the last column, if all that stands before it is as in the file before, behind its first `skip` lines."
     n_before, lines = len(before.values[0]), slice(skip, skip + len(starts))
     if before.columns != tuple(columns) or before.stride != starts.step or lines.stop > n_before or not before.prefix:
@@ -370,9 +376,11 @@ def _like_before(buffer: bytearray, starts: range, columns: Sequence[int], befor
     for at, kind, words in before.prefix:
         if b"\0" in (_take(data, starts, at, kind) == words[lines]).tobytes():  # a False
             return None
-    new, wrong = _convert(data, starts, before.layout, only=len(columns) - 1)
-    if wrong is not None and not _mend(buffer, starts, columns[-1:], wrong, new[-1:]):
-        return None
+    new, wrong = _convert(data, starts, before.layout, only=len(columns) - 1, kind=np.float32 if single and before.layout.short else np.float64)
+    if wrong is not None:
+        new[-1] = new[-1].astype(np.float64)  # the others may be beyond float32
+        if not _mend(buffer, starts, columns[-1:], wrong, new[-1:]):
+            return None
     return [*(value if len(starts) == n_before else value[lines] for value in before.values[:-1]), new[-1]]
 
 # %% ../nbs/00b_read_text.ipynb #d63fe464
@@ -405,7 +413,7 @@ def _by_runs(buffer: bytearray, first: int, end: int, stride: int, columns: Sequ
                 return None
     return [np.concatenate(column) for column in zip(*parts)] or None
 
-# %% ../nbs/00b_read_text.ipynb #d1f68991
+# %% ../nbs/00b_read_text.ipynb #3089f0ec
 @cache
 def _header(comment: str) -> re.Pattern:
     "What blank lines and comments look like."
@@ -422,6 +430,7 @@ def _parse_fast(
     columns: Sequence[int], # columns wanted
     comment: str,           # comment sign of the header
     memory: dict,           # what is known from the file before; changed
+    single: bool = False,   # the last column may be float32
 ) -> list[np.ndarray] | None: # (n_line,) float64 for each column; None if the file needs the careful reader
     "Read columns of plain numbers out of a text with the same layout in nearly all lines."
     buffer, first, end = text.buffer, _header_end(text, comment), _MARGIN + text.size
@@ -430,7 +439,7 @@ def _parse_fast(
         return None
     starts, known = range(first, end, stride), memory.setdefault("before", [])  # the one used last comes first
     for k, before in enumerate(known if starts.start + len(starts) * stride == end else []):
-        if (values := _like_before(buffer, starts, columns, before)) is not None:
+        if (values := _like_before(buffer, starts, columns, before, single=single)) is not None:
             known.insert(0, known.pop(k))
             return values
     values = _by_runs(buffer, first, end, stride, columns, known)
