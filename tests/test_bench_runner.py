@@ -19,6 +19,8 @@ _SPEC.loader.exec_module(runner)
         ({"value": 5e-6, "target": "<= 6e-6"}, True),
         ({"value": 7e-6, "target": "<=6e-6"}, False),
         ({"value": 300, "target": "< 300 s"}, False),
+        ({"value": 1.04, "target": "0.95-1.05"}, True),
+        ({"value": 0.94, "target": "0.95-1.05"}, False),
         ({"value": 3}, None),
         ({"value": 3, "target": "soon"}, None),
     ],

@@ -72,8 +72,10 @@ def run(script: Path) -> tuple[list[dict], int]:
 
 def met(result: dict) -> bool | None:
     """Whether the ratio (or, without one, the value) reaches the target; None where there is none."""
-    number = result.get("ratio", result.get("value"))
-    found = re.fullmatch(r"\s*(>=|<=|>|<)\s*([\d.eE+-]+)\s*\S*\s*", str(result.get("target", "")))
+    number, target = result.get("ratio", result.get("value")), str(result.get("target", ""))
+    if between := re.fullmatch(r"\s*([\d.]+)-([\d.]+)\s*", target):
+        return isinstance(number, (int, float)) and float(between[1]) <= number <= float(between[2])
+    found = re.fullmatch(r"\s*(>=|<=|>|<)\s*([\d.eE+-]+)\s*\S*\s*", target)
     if found is None or not isinstance(number, (int, float)):
         return None
     return COMPARE[found[1]](number, float(found[2]))
