@@ -237,7 +237,7 @@ def _fill(rows: np.ndarray, place: np.ndarray, data: Sequence[RedshiftedSpectra 
                 at += len(piece)
                 bar.update(len(piece))
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #50f9ad7b
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #3d626542
 def block_size(
     data: Sequence[RedshiftedSpectra | StreamedSpectra], # training set, a part for each instrument
     n_component: int,      # spectra in the basis
@@ -246,19 +246,19 @@ def block_size(
 ) -> int | None:           # spectra to look at at a time; None if all may be
     "Find how many spectra fit in a budget of memory."
     n_pix, square = max(len(part.wave) for part in data), 8 * n_component**2
-    n_spec = sum(map(len, data))
-    always, each = 12 * n_pix * square + 2 * min(basis_spectra, n_spec) * square + 50 * n_spec, 60 * n_pix + 28 * square
+    n_spec, each = sum(map(len, data)), 60 * n_pix + 28 * square
+    always = 2e7 + n_pix * (10 * square + 512 * n_component) + 2 * min(basis_spectra, n_spec) * square + 50 * n_spec
     block = int((memory_budget - always) / each)
     if block < 8: raise SpectraError(f"memory_budget is {memory_budget:.3g} bytes; a basis of {n_component} spectra from {basis_spectra} galaxies needs at least {always + 8 * each:.3g}. Give more, or fewer basis_spectra")
     return None if block >= max(map(len, data)) else min(block, 2048)
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #d04d02b8
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #72a190ad
 def train_spender(
     data: Any,                      # training set: `RedshiftedSpectra`, or `ShardedSpectra` or a folder of shards, of which the training split is taken; or a list of these, one for each instrument
     recipe: GalaxyRecipe = GalaxyRecipe(), # sizes and length
     *,
     basis: RestBasis | None = None, # one fitted already; None fits it first
-    basis_spectra: int = 20_000,    # galaxies, drawn by seed, from which basis, population and scatter are learned; the networks learn from all
+    basis_spectra: int = 10_000,    # galaxies, drawn by seed, from which basis, population and scatter are learned; the networks learn from all
     valid_fraction: float = 0.05,   # galaxies kept aside to choose the best weights by, at most 10,000
     memory_budget: float = 4e9,     # bytes; a larger training set is read block by block
     seed: int = 0,                  # of start, split and noise
@@ -286,20 +286,27 @@ def train_spender(
         else:
             kept, _ = _kept_aside(sum(map(len, data)), valid_fraction, seed)
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as passing:
-                packed = _packed_file(folder or Path(passing), data, model, kept, block, progress)
+                packed = _packed_file(folder or _shared(passing), data, model, kept, block, progress)
                 history = learn((packed[len(kept):],), (packed[:len(kept)],))
     _canonical(model, projection, block)
     window = shared_window(data, basis.rest_wave.cpu().numpy())
     _measure_scatter(model, projection, project_all(basis, some, block, window).take(usable), block)
     return model, history
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #da6b61e7
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #d99458a5
 def _joined(accelerator: Any) -> Any:
     "Return an accelerator when several processes train together, so that they know of each other from the start."
     if accelerator is not None or int(os.environ.get("WORLD_SIZE", 1)) == 1: return accelerator
     from accelerate import Accelerator
 
     return Accelerator()
+
+
+def _shared(folder: str) -> Path:
+    "Return the folder that the first of several processes has."
+    names = [folder]
+    if processes()[1] > 1: torch.distributed.broadcast_object_list(names)
+    return Path(names[0])
 
 
 def _some(data: list[RedshiftedSpectra | StreamedSpectra], most: int, seed: int) -> list[RedshiftedSpectra | StreamedSpectra]:

@@ -70,7 +70,7 @@ def prep_galaxies(
     print(report)
     return 0
 
-# %% ../nbs/11c_galaxy_commands.ipynb #8773a0aa
+# %% ../nbs/11c_galaxy_commands.ipynb #412d4e7e
 def train_spender(
     shards: list[Path],                    # folders made by prep-galaxies, one for each instrument
     *,
@@ -81,7 +81,7 @@ def train_spender(
     minutes: float | None = None,          # longest time for the networks, min; default: what the steps take
     seed: int = 0,                         # of everything random
     run: Path | None = None,               # folder for checkpoints, from which an interrupted training goes on
-    basis_spectra: int = 20_000,           # galaxies from which the restframe spectra are learned; the networks learn from all
+    basis_spectra: int = 10_000,           # galaxies from which the restframe spectra are learned; the networks learn from all
     memory: float = 4.0,                   # GB for spectra and what is made of them; more galaxies are read block by block
     quiet: bool = False,                   # no progress bars
 ) -> int:                                  # exit status

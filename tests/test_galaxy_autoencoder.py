@@ -1,16 +1,22 @@
 """Galaxies encoded by the built-in model: other pixels, other redshifts, bad rows, damaged files, training that goes on."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from spectra_nn import Spectra, SpectraError, asset, read_spectra
-from spectra_nn.galaxy_autoencoder import EncodeFlag, GalaxyRecipe, calibration_curve, encode, load_galaxy_model, reconstruct, restframe, save_galaxy_model, train_spender
+import spectra_nn.galaxy_autoencoder as module
+from spectra_nn import Spectra, SpectraError, asset, read_spectra, restframe_basis
+from spectra_nn.galaxy_autoencoder import EncodeFlag, GalaxyRecipe, block_size, calibration_curve, encode, load_galaxy_model, reconstruct, restframe, save_galaxy_model, train_spender
+from spectra_nn.galaxy_shards import ShardedSpectra, prepare_galaxies
 from spectra_nn.instruments import BOSS, DESI, SDSS
-from spectra_nn.restframe_basis import chi_squared, fit_restframe_basis, on_common_grid, project, redshifted, render
+from spectra_nn.restframe_basis import chi_squared, fit_population, fit_restframe_basis, on_common_grid, project, redshifted, render, streamed
 from spectra_nn.spectrum_files import info_column
 from spectra_nn.training import TrainConfig
 
@@ -129,8 +135,6 @@ def test_training_goes_on_where_it_was_cut(galaxies, tmp_path):
     class Cut(Exception):
         pass
 
-    import spectra_nn.galaxy_autoencoder as module
-
     usual, calls = module._training_loss, []
 
     def interrupted(run, batch):
@@ -196,3 +200,189 @@ def test_errors_cover_what_was_hidden(model, galaxies):
     many = lambda x: torch.where(blue[usable], x, 0).nan_to_num().sum(1) / blue[usable].sum(1)  # noqa: E731
     pulls = (many(galaxies.flux[usable]) - many(seen)) / many(error)
     assert (pulls.abs() < 2).double().mean() > 0.8
+
+
+SMALL = GalaxyRecipe(n_latent=3, n_component=6, widths=(8,), turns=3, train=TrainConfig(steps=40, batch_size=64, check_every=10, checkpoint_every=0))
+
+
+def write_shards(folder, instrument, flux, ivar, z, wave, shard_size=50):
+    np.savez(folder.with_suffix(".npz"), wave=wave, flux=flux, ivar=ivar, z=z, ids=[f"{folder.name}-{k}" for k in range(len(z))], frame="vacuum")
+    prepare_galaxies(folder.with_suffix(".npz"), instrument, folder, shard_size=shard_size, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """The ordinary galaxies of the built-in survey."""
+    with np.load(asset("mock_galaxies.npz")) as mocks:
+        kept = mocks["truth_outlier"] == 0
+        return write_shards(tmp_path_factory.mktemp("survey") / "sdss", SDSS, mocks["flux"][kept], mocks["ivar"][kept], mocks["z"][kept], mocks["wave"])
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def mean_chi2(model, data):
+    found = encode(model, data)
+    return float((found.chi2 / found.n_valid).mean())
+
+
+def test_shards_that_fit_give_the_bits_of_memory(shards):
+    whole, _ = train_spender(streamed(shards)[:], SMALL, progress=False)
+    assert same(train_spender(shards, SMALL, progress=False)[0], whole)
+    parts = [part for data in (str(shards), streamed(shards), ShardedSpectra.open(shards), [shards]) for part in restframe_basis.galaxy_parts(data)]
+    assert len(parts) == 4 and all(np.array_equal(part.pairs, parts[0].pairs) for part in parts)
+
+
+def test_blocks_change_rounding_only(shards):
+    training, held_out = streamed(shards), streamed(shards, "test")[:]
+    whole, said = train_spender(training, SMALL, progress=False)
+    by_blocks, told = train_spender(training, SMALL, memory_budget=5.2e7, progress=False)
+    assert block_size([training], 6, 5.2e7, 10_000) < 40
+    assert told.best_loss == pytest.approx(said.best_loss, rel=0.05)  # another choice of galaxies kept aside, no more
+    assert mean_chi2(by_blocks, held_out) == pytest.approx(mean_chi2(whole, held_out), rel=0.01)
+
+
+def test_packing_loses_no_more_than_single_precision_does(galaxies):
+    projection = project(fit_restframe_basis(galaxies, 5, turns=2, progress=False), galaxies)
+    arrays = module._training_arrays(projection, fit_population(projection))
+    back = module._unpacked(module._packed(arrays), 5)
+    for one, other in zip(arrays, back, strict=True):
+        assert one.shape == other.shape and torch.allclose(one, other, rtol=1e-6, atol=1e-6 * float(one.abs().max()))
+
+
+def test_some_galaxies_make_the_basis_and_all_teach_the_networks(shards, monkeypatch):
+    seen = []
+    usual = module.fit_restframe_basis
+    monkeypatch.setattr(module, "fit_restframe_basis", lambda data, *a, **k: seen.append(sum(map(len, data))) or usual(data, *a, **k))
+    packed = []
+    real = module._packed_file
+    monkeypatch.setattr(module, "_packed_file", lambda *a: packed.append(real(*a)) or packed[-1])
+    training = streamed(shards)
+    model, _ = train_spender([training, streamed(shards, "valid")], SMALL, basis_spectra=60, progress=False)
+    assert seen == [60] and len(packed[0]) == len(training) + len(streamed(shards, "valid")) and packed[0].dtype == torch.float32
+    again, _ = train_spender([training, streamed(shards, "valid")], SMALL, basis_spectra=60, progress=False)
+    assert same(model, again) and mean_chi2(model, streamed(shards, "test")[:]) < 2
+
+
+def test_several_instruments_from_shards(model, shards, galaxies, tmp_path):
+    mocks = streamed(shards, "all")[:]
+    rest = encode(model, mocks).latents
+    folders = [shards]
+    for instrument in (BOSS, DESI):
+        seen = observed_by(instrument, instrument.wave_obs, model, rest[:90], mocks.z[:90], 20)
+        folders.append(write_shards(tmp_path / instrument.name, instrument, seen.flux, seen.ivar, seen.z, instrument.wave_obs))
+    grids, recipe = [streamed(folder) for folder in folders], replace(SMALL, n_component=10, n_latent=6)
+    assert block_size(grids, 10, 1.4e8, 150) < 60
+    trained, _ = train_spender(folders, recipe, basis_spectra=150, memory_budget=1.4e8, progress=False)
+    whole, _ = train_spender([part[:] for part in grids], recipe, basis_spectra=150, progress=False)
+    for folder in folders:
+        held_out = streamed(folder, "test")[:]
+        assert mean_chi2(trained, held_out) == pytest.approx(mean_chi2(whole, held_out), rel=0.05) and mean_chi2(trained, held_out) < 3, folder.name
+    assert trained.basis.resolution == max(part.resolution.max() for part in grids)
+    assert float(trained.basis.rest_wave[-1]) > grids[0].wave[-1] / (1 + float(grids[0].z.min()))  # BOSS and DESI see further into the red
+
+
+@pytest.mark.parametrize("where", ["basis", "projections", "networks"])
+def test_a_streamed_training_goes_on_where_it_was_cut(shards, tmp_path, monkeypatch, where):
+    options = dict(basis_spectra=90, memory_budget=5.2e7, progress=False)
+    whole, _ = train_spender(shards, SMALL, **options)
+    owner, name, when = {"basis": (restframe_basis, "_moments", 8), "projections": (module, "_packed", 2), "networks": (module, "_training_loss", 25)}[where]
+    usual, calls = getattr(owner, name), []
+
+    def cut(*arguments):
+        calls.append(1)
+        if len(calls) == when:
+            raise KeyboardInterrupt if where != "networks" else RuntimeError
+        return usual(*arguments)
+
+    monkeypatch.setattr(owner, name, cut)
+    with pytest.raises((KeyboardInterrupt, RuntimeError)): train_spender(shards, SMALL, folder=tmp_path, **options)
+    before = len(calls)
+    resumed, _ = train_spender(shards, SMALL, folder=tmp_path, **options)
+    assert same(whole, resumed) and before == when
+    with pytest.raises(SpectraError, match="another run"): train_spender(shards, SMALL, folder=tmp_path, **{**options, "basis_spectra": 80})
+    assert not list(tmp_path.glob("*.part")) and len(list(tmp_path.glob("projections_*.npy"))) == 1
+
+
+def test_mixed_precision_leaves_double_networks_alone(galaxies):
+    basis = fit_restframe_basis(galaxies, 6, turns=1, progress=False)
+    models = [train_spender(galaxies, replace(SMALL, train=replace(SMALL.train, mixed_precision=kind)), basis=basis, progress=False)[0] for kind in ("no", "bf16")]
+    assert same(*models)
+
+
+def test_too_small_a_budget_is_told(shards):
+    with pytest.raises(SpectraError, match="needs at least"): train_spender(shards, SMALL, memory_budget=1e6, progress=False)
+    with pytest.raises(SpectraError, match="no shards.json"): train_spender(shards.parent, SMALL, progress=False)
+
+
+MEMORY = """
+import sys, threading, time, torch
+from spectra_nn.galaxy_autoencoder import GalaxyRecipe, train_spender
+from spectra_nn.restframe_basis import streamed
+from spectra_nn.training import TrainConfig
+
+def anonymous():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+def watch():
+    while True:
+        peak[0] = max(peak[0], anonymous())
+        time.sleep(0.002)
+
+torch.set_num_threads(1)
+data, recipe = streamed(sys.argv[1], "all"), GalaxyRecipe(n_latent=2, n_component=5, widths=(8,), turns=1, train=TrainConfig(steps=20, batch_size=64))
+train_spender(data.keep(slice(0, 40)), recipe, progress=False)
+before = anonymous()
+peak = [before]
+threading.Thread(target=watch, daemon=True).start()
+train_spender(data, recipe, memory_budget=float(sys.argv[2]), basis_spectra=int(sys.argv[3]), progress=False)
+print(peak[0] - before, len(data) * len(data.wave) * 8)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is asked of Linux")
+def test_memory_stays_within_the_budget(tmp_path):
+    with np.load(asset("mock_galaxies.npz")) as mocks:
+        rows = np.resize(np.flatnonzero(mocks["truth_outlier"] == 0), 4500)
+        folder = write_shards(tmp_path / "many", SDSS, mocks["flux"][rows], mocks["ivar"][rows], mocks["z"][rows], mocks["wave"], shard_size=500)
+    said = run_program(tmp_path, MEMORY, str(folder), "4.4e7", "300")
+    peak, data = map(int, said.split()[-2:])
+    assert data > 3 * 4.4e7 and peak < 4.4e7, (peak, data)
+
+
+def run_program(folder, text, *arguments, launcher=()):
+    program = folder / "program.py"
+    program.write_text(text)
+    root = str(Path(module.__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    done = subprocess.run([sys.executable, *launcher, str(program), *arguments], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+TWO = """
+import sys, torch
+from spectra_nn.galaxy_autoencoder import GalaxyRecipe, save_galaxy_model, train_spender
+from spectra_nn.restframe_basis import processes
+from spectra_nn.training import TrainConfig
+
+torch.set_num_threads(1)
+recipe = GalaxyRecipe(n_latent=3, n_component=6, widths=(8,), turns=1, train=TrainConfig(steps=20, batch_size=32, check_every=5, checkpoint_every=0))
+for name, folder in (("kept", sys.argv[2] + "/run"), ("passing", None)):
+    model, _ = train_spender(sys.argv[1], recipe, basis_spectra=90, memory_budget=5.2e7, folder=folder, progress=False)
+    save_galaxy_model(model, f"{sys.argv[2]}/{name}-{processes()[0]}.safetensors")
+if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_agree_with_one(shards, tmp_path):
+    for name, launcher in {"one": (), "two": ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")}.items():
+        (tmp_path / name).mkdir()
+        run_program(tmp_path / name, TWO, str(shards), str(tmp_path / name), launcher=launcher)
+    one, *two = (load_galaxy_model(tmp_path / path)[0] for path in ("one/kept-0.safetensors", "two/kept-0.safetensors", "two/kept-1.safetensors", "two/passing-0.safetensors"))
+    assert same(two[0], two[1]) and same(two[0], two[2])  # every process, with and without a folder
+    for a, b in zip(one.state_dict().values(), two[0].state_dict().values(), strict=True): assert torch.allclose(a, b, rtol=1e-6, atol=1e-8)
+    run = tmp_path / "two" / "run"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 4 and len(list(run.glob("step_*"))) == 2 and len(list((run / "basis").glob("step_*"))) == 1
