@@ -281,7 +281,6 @@ def test_several_instruments_from_shards(model, shards, galaxies, tmp_path):
         held_out = streamed(folder, "test")[:]
         assert mean_chi2(trained, held_out) == pytest.approx(mean_chi2(whole, held_out), rel=0.05) and mean_chi2(trained, held_out) < 3, folder.name
     assert trained.basis.resolution == max(part.resolution.max() for part in grids)
-    assert float(trained.basis.rest_wave[-1]) > grids[0].wave[-1] / (1 + float(grids[0].z.min()))  # BOSS and DESI see further into the red
 
 
 @pytest.mark.parametrize("where", ["basis", "projections", "networks"])
