@@ -108,7 +108,7 @@ def _padded(text: bytes, memory: dict) -> _Text:
     buffer[_MARGIN : _MARGIN + len(text)] = text
     return _Text(buffer, len(text))
 
-# %% ../nbs/00b_read_text.ipynb #705ee50b
+# %% ../nbs/00b_read_text.ipynb #4c14284a
 _HALVES = (("<u2", 1, np.uint16(8)), ("<u4", 2, np.uint32(16)), ("<u8", 4, np.uint64(32)))  # a pair, two pairs, two fours: type, bytes of each half, bits
 
 
@@ -124,13 +124,9 @@ def _join_factors(
 
 
 @lru_cache(maxsize=20)
-def _multiplier(factors: tuple[int, ...], kind: str, n: int) -> np.ndarray:
-    "Factors of all lines, repeated only if they are not the same."
-    if len(set(factors)) == 1:
-        return np.array(factors[0], kind)
-    repeated = np.tile(np.array(factors, kind), n)
-    repeated.flags.writeable = False
-    return repeated
+def _repeated(factors: tuple[int, ...], kind: str, n: int) -> np.ndarray:
+    "The factors of one line `n` times, or once if they are all the same; not to be changed."
+    return np.tile(np.array(factors, kind), n) if len(set(factors)) > 1 else np.array(factors[:1], kind)
 
 
 def _join_digits(
@@ -138,10 +134,10 @@ def _join_digits(
     factors: tuple[tuple[int, ...], ...], # of `_join_factors`
 ) -> np.ndarray:                          # (n,) int32, the numbers; a view
     "Join digits to pairs, pairs to fours, fours to a number."
-    n = len(word)
+    n = -(-len(word) // 10_000) * 10_000  # the same for many lengths
     for (kind, _, bits), factor in zip(_HALVES, factors):
         word = word.view(kind)
-        word *= _multiplier(factor, kind, n)
+        word *= _repeated(factor, kind, n)[: word.size]
         if kind != "<u8":
             word >>= bits
     return word.view("<i4")[1::2]  # the upper half
