@@ -191,7 +191,7 @@ def _bounds(joint: _Joint, n_star: int) -> tuple[Tensor, Tensor]:
         high[index[:, None], column] = torch.minimum(high[index[:, None], column], problem.upper.cpu()[row])
     return low, torch.maximum(low, high)
 
-# %% ../nbs/05a_joint.ipynb #a87f489b
+# %% ../nbs/05a_joint.ipynb #71c848b9
 def _used(joint: _Joint, n_star: int) -> np.ndarray:
     "Number (n_star,) of pixels that count, of all arms."
     return np.sum([joint.per_star(a, problem.good.sum(1), 0) for a, problem in enumerate(joint.problems)], 0)
@@ -200,7 +200,8 @@ def _used(joint: _Joint, n_star: int) -> np.ndarray:
 def _refine(joint: _Joint, start: np.ndarray, prior: GaussianPrior | None, index: np.ndarray) -> tuple[LeastSquares, _Joint]:
     "Fit stars `index` from `start` (n_star, p); return the fits and the problem with its final weights."
     at, rows = torch.as_tensor(start[index]), torch.as_tensor(index)
-    for limits in (dict(max_steps=15, tolerance=0.1), dict(max_steps=60, tolerance=1e-3)):
+    again = 4 if joint.problems[0].setup["options"]["robust"] else 0  # doubts settle as they do in `fit`
+    for limits in (dict(max_steps=15, tolerance=0.1), dict(max_steps=60, tolerance=1e-3), *[dict(max_steps=30, tolerance=1e-3)] * again):
         place = start.copy()
         place[index] = at.numpy()
         settled = joint.at(place)
@@ -279,7 +280,7 @@ def _flags(joint: _Joint, fitted: LeastSquares, covariance: np.ndarray, labels: 
     few = (usable == FitFlag.FEW_PIXELS.value).any(0)
     return np.where(nothing, np.where(few, FitFlag.FEW_PIXELS.value, FitFlag.BAD_INPUT.value), flags)
 
-# %% ../nbs/05a_joint.ipynb #43dc615d
+# %% ../nbs/05a_joint.ipynb #85eaaec1
 def fit_joint(
     emulator: Any,                              # an `Emulator` for all arms, or a list with one for each, of the same labels
     spectra: Sequence[Any],                     # spectra of each arm or visit; rows of one star have the same id
@@ -296,6 +297,7 @@ def fit_joint(
     priors: dict | None = None,                 # {label: (mean, sigma)}
     use_emulator_error: bool = True,            # add the emulator's own error to the noise
     systematic: float = 0.,                     # floor of the errors, a part of the flux, as for `fit`
+    robust: bool = False,                       # give less weight to lines that the model cannot reproduce, and widen errors by the scatter, arm by arm
     poor_chi2: float = 3.,                      # chi2 per degree of freedom from which a fit is flagged
     progress: bool = True,                      # show bars
 ) -> JointResult:                               # one row a star
@@ -309,7 +311,7 @@ def fit_joint(
     if windows is not None and len(windows) != n_arm: raise SpectraError(f"windows for {len(windows)} of {n_arm} arms; give a list with pairs or None for each")
     own = dict(instrument=_each(instruments, n_arm, "instruments"), resolution=_each(resolution, n_arm, "resolution"), integrate=_each(integrate, n_arm, "integrate"),
                continuum=_each(continuum, n_arm, "continuum"), windows=windows or [None] * n_arm)
-    own = [{name: value[a] for name, value in own.items()} | dict(free=free, fixed=_of_arm(fixed, place[a], len(arms[a])), use_emulator_error=use_emulator_error, systematic=systematic,
+    own = [{name: value[a] for name, value in own.items()} | dict(free=free, fixed=_of_arm(fixed, place[a], len(arms[a])), use_emulator_error=use_emulator_error, systematic=systematic, robust=robust,
            velocity=velocity_range if isinstance(velocity, str) else _of_arm({"velocity": velocity}, place[a], len(arms[a]))["velocity"]) for a in range(n_arm)]
     alone = [fit(emulators[a], arms[a], priors=priors, poor_chi2=poor_chi2, progress=progress, **own[a]) for a in range(n_arm)]
     labels = tuple(name for name in alone[0].parameter_names if name != "velocity")
@@ -317,16 +319,26 @@ def fit_joint(
     columns = [np.r_[np.arange(len(labels)), [len(labels) + a * (len(speeds) > 1)] * bool(speeds)].astype(int) for a in range(n_arm)]
     bounds = np.asarray(alone[0].setup["emulator"].label_bounds)
     middle = np.r_[[bounds[:, list(alone[0].setup["emulator"].label_names).index(name)].mean() for name in labels], np.zeros(len(speeds))]
-    problems = tuple(prepare(emulators[a], arms[a], np.tile(middle[columns[a]], (len(arms[a]), 1)), **own[a]) for a in range(n_arm))
-    joint = _Joint(problems, place, labels + speeds, np.stack(columns))
+    of_all = lambda **other: _Joint(tuple(prepare(emulators[a], arms[a], np.tile(middle[columns[a]], (len(arms[a]), 1)), **own[a] | other) for a in range(n_arm)), place, labels + speeds, np.stack(columns))  # noqa: E731
+    joint = of_all()
     if any(np.ndim(value) for pair in (priors or {}).values() for value in pair): raise SpectraError("a joint fit takes priors of one mean and one sigma for all stars")
     mean = {name: priors[name] if name in (priors or {}) else (0., np.inf) for name in labels}
     prior = None if not priors else GaussianPrior(*(torch.tensor([*values, *[0.] * len(speeds)], dtype=torch.float64) for values in ([m for m, _ in mean.values()], [s**-2. for _, s in mean.values()])))
     fitted, settled = _best_fit(joint, _starts(alone, joint, middle), prior, poor_chi2)
-    return _joint_result(settled, fitted, alone, ids, prior, poor_chi2)
+    plain = of_all(robust=False).at(fitted.parameters.numpy()) if robust else settled  # the χ² of the table is that of the errors given
+    if robust:
+        chi2 = plain.evaluate(fitted.parameters, torch.arange(len(ids))).chi2 + _penalty(prior, fitted.parameters)
+        fitted = replace(fitted, chi2=torch.where(fitted.failed, fitted.chi2, chi2))
+    return _joint_result(settled, plain, fitted, alone, ids, prior, poor_chi2)
 
-# %% ../nbs/05a_joint.ipynb #83e726a1
-def _joint_result(joint: _Joint, fitted: LeastSquares, alone: Sequence[FitResult], ids: Sequence[str], prior: GaussianPrior | None, poor_chi2: float) -> JointResult:
+# %% ../nbs/05a_joint.ipynb #f5e714ae
+def _penalty(prior: GaussianPrior | None, parameters: Tensor) -> Tensor:
+    "What priors add to χ² (n_star,)."
+    if prior is None: return torch.zeros(len(parameters), dtype=torch.float64)
+    return (prior.ivar * torch.where(prior.ivar > 0, parameters - prior.mean, 0.)**2).sum(1)
+
+
+def _joint_result(joint: _Joint, plain: _Joint, fitted: LeastSquares, alone: Sequence[FitResult], ids: Sequence[str], prior: GaussianPrior | None, poor_chi2: float) -> JointResult:
     "Make the tables of all stars and of the arms."
     n_star, names, parameters = len(ids), joint.names, fitted.parameters.numpy().copy()
     emulators = [problem.setup["emulator"] for problem in joint.problems]
@@ -335,7 +347,6 @@ def _joint_result(joint: _Joint, fitted: LeastSquares, alone: Sequence[FitResult
     n_term = [0 if problem.setup["continuum"] is None else problem.setup["continuum"].n_term for problem in joint.problems]
     active = np.diagonal(fitted.hessian.numpy(), axis1=1, axis2=2) > 0
     dof = _used(joint, n_star) - active.sum(1) - np.array(n_term) @ usable
-    penalty = 0. if prior is None else (prior.ivar * torch.where(prior.ivar > 0, fitted.parameters - prior.mean, 0.)**2).sum(1).numpy()
     labels = np.full((n_star, len(core.label_names)), np.nan)
     for k, name in enumerate(core.label_names):
         if name in names: labels[:, k] = parameters[:, names.index(name)]
@@ -353,17 +364,17 @@ def _joint_result(joint: _Joint, fitted: LeastSquares, alone: Sequence[FitResult
     mean, mean_error = _mean_velocity(parameters[:, speed], error[:, speed]) if speed else (np.full(n_star, np.nan), np.full(n_star, np.nan))
     if not speed:
         for a, result in enumerate(alone): mean = np.where(np.isnan(mean), joint.per_star(a, result.table["velocity"].value, np.nan), mean)
-    everything = dict(labels=labels, covariance=covariance, velocity=mean, chi2=np.where(gone, np.nan, fitted.chi2.numpy() - penalty), dof=np.where(gone, 0, dof), flags=flags, held=fitted.at_bound.numpy() & ~gone[:, None])
+    everything = dict(labels=labels, covariance=covariance, velocity=mean, chi2=np.where(gone, np.nan, (fitted.chi2 - _penalty(prior, fitted.parameters)).numpy()), dof=np.where(gone, 0, dof), flags=flags, held=fitted.at_bound.numpy() & ~gone[:, None])
     table = result_table(core, ids, everything, names)
     if len(speed) > 1 or "velocity_1" in names:
         table["velocity_err"] = mean_error * table["velocity"].unit
         for k in speed: table[names[k]], table[f"{names[k]}_err"] = parameters[:, k] * table["velocity"].unit, error[:, k] * table["velocity"].unit
     table["n_arms"] = usable.sum(0)
     table["bad_arms"] = np.array([" ".join(str(a) for a in range(len(alone)) if joint.place[a, star] >= 0 and not usable[a, star]) for star in range(n_star)], dtype=str)
-    arms = tuple(_as_seen_by(joint, a, parameters, covariance, labels, flags, mean) for a in range(len(alone)))
+    arms = tuple(_as_seen_by(joint, plain.problems[a], a, parameters, covariance, labels, flags, mean) for a in range(len(alone)))
     return JointResult(table, covariance, names, setup=joint.problems[0].setup, arms=arms, alone=tuple(alone), rows=joint.place)
 
-# %% ../nbs/05a_joint.ipynb #d700c5c8
+# %% ../nbs/05a_joint.ipynb #8bd17d38
 def _mean_velocity(velocity: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Weighted mean (n,) of velocities (n, m) and its error; NaN where there is none."
     weight = np.nan_to_num(error, nan=np.inf, posinf=np.inf)**-2.
@@ -371,7 +382,7 @@ def _mean_velocity(velocity: np.ndarray, error: np.ndarray) -> tuple[np.ndarray,
     return (weight * np.nan_to_num(velocity)).sum(1) / total, total**-0.5
 
 
-def _as_seen_by(joint: _Joint, arm: int, parameters: np.ndarray, covariance: np.ndarray, labels: np.ndarray, flags: np.ndarray, mean: np.ndarray) -> FitResult:
+def _as_seen_by(joint: _Joint, plain: FitProblem, arm: int, parameters: np.ndarray, covariance: np.ndarray, labels: np.ndarray, flags: np.ndarray, mean: np.ndarray) -> FitResult:
     "The joint fit as a `FitResult` of one arm, for figures and models."
     problem, column, place = joint.problems[arm], joint.columns[arm], joint.place[arm]
     n_row, stars = len(problem), np.flatnonzero(place >= 0)
@@ -381,7 +392,7 @@ def _as_seen_by(joint: _Joint, arm: int, parameters: np.ndarray, covariance: np.
     fine = np.isfinite(own).all(1) & (problem.flags == 0)
     at, rows = torch.as_tensor(np.where(fine[:, None], own, 0.)), torch.as_tensor(np.flatnonzero(fine))
     chi2, level = np.full(n_row, np.nan), np.full((n_row, 0 if problem.setup["continuum"] is None else problem.setup["continuum"].n_term), np.nan)
-    if len(rows): chi2[fine], level[fine] = problem.chi2(at[rows], rows).cpu().numpy(), problem.level(at[rows], rows)
+    if len(rows): chi2[fine], level[fine] = plain.chi2(at[rows], rows).cpu().numpy(), problem.level(at[rows], rows)
     velocity = own[:, names.index("velocity")] if "velocity" in names else mean[star]
     fitted = dict(labels=np.where(fine[:, None], labels[star], np.nan), covariance=covariance[star][:, column[:, None], column], velocity=velocity, chi2=chi2,
                   dof=problem.good.sum(1) - level.shape[1], flags=np.where(problem.flags > 0, problem.flags, flags[star]), held=np.zeros((n_row, len(names)), bool))

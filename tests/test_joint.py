@@ -79,6 +79,23 @@ def test_an_arm_may_have_an_emulator_of_its_own(emulator, arms, joint):
         fit_joint([emulator, twin], arms, **OPTIONS)
 
 
+def test_robust_arms(emulator, arms):
+    """Lines that the model gets wrong: robust fits lose less by them, jointly as alone, and the χ² stays that of the errors given."""
+    spoiled = []
+    for arm in arms:
+        wrong = np.arange(arm.flux.shape[1]) % 40 < 2
+        spoiled.append(replace(arm, flux=np.where(wrong, arm.flux - 0.08, arm.flux), mask=None))
+    trusting, wary = (fit_joint(emulator, spoiled, continuum=1, robust=robust, **OPTIONS) for robust in (False, True))
+    clean = fit_joint(emulator, arms, continuum=1, **OPTIONS)
+    names = clean.parameter_names
+    off = [np.abs(numbers(found, names) - numbers(clean, names)).mean(0) for found in (trusting, wary)]
+    assert (off[1] < 0.7 * off[0]).all() and (wary.table["chi2"] > trusting.table["chi2"]).all() and (wary.table["chi2"] > 1.5 * clean.table["chi2"]).all()
+    np.testing.assert_allclose(wary.table["chi2"], sum(arm.table["chi2"] for arm in wary.arms), rtol=1e-6)
+    alone, single = fit(emulator, spoiled[0], continuum=1, robust=True, **OPTIONS), fit_joint(emulator, spoiled[:1], continuum=1, robust=True, **OPTIONS)
+    assert (np.abs(numbers(single, alone.parameter_names) - numbers(alone, alone.parameter_names)) < 0.1 * numbers(alone, alone.parameter_names, "_err")).all()
+    np.testing.assert_allclose(single.table["chi2"], alone.table["chi2"], rtol=1e-3)
+
+
 def test_missing_and_bad_arms(emulator, arms, joint):
     flux, ivar = arms[0].flux.copy(), arms[1].ivar.copy()
     flux[2], ivar[5] = np.nan, 0
