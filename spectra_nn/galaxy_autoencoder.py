@@ -199,7 +199,7 @@ def _unpacked(packed: Tensor, size: int) -> tuple[Tensor, ...]:
     vector, linear, last = packed[:, half:half + size], packed[:, half + size:half + 2 * size], packed[:, -2:]
     return matrix, vector, last[:, 0], last[:, 1], linear, spread.tril()
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #ec07ad6a
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #8d9951a5
 def _packed_file(folder: Path, data: Sequence[RedshiftedSpectra | StreamedSpectra], model: GalaxyAutoencoder, chosen: Tensor, block: int | None, progress: bool) -> Tensor:
     "Write the rows of all galaxies to a file, those `chosen` first, unless it is there; return them mapped."
     digest = hashlib.sha256(b"".join(part.cpu().contiguous().numpy().tobytes() for part in (model.basis.basis, *model.population, chosen, *(part.z for part in data))))
@@ -233,7 +233,7 @@ def _fill(rows: np.ndarray, place: np.ndarray, data: Sequence[RedshiftedSpectra 
             for piece in in_blocks([part.keep(slice(begin, end))], block):
                 projection = project(model.basis, piece)
                 weightless = torch.where(_usable(projection, len(model.mean)), projection.n_valid, 1e30)  # too few pixels: the loss is divided by it
-                rows[place[at:at + len(piece)]] = _packed(_training_arrays(projection._replace(n_valid=weightless), model.population)).numpy()
+                rows[place[at:at + len(piece)]] = _packed(_training_arrays(projection._replace(n_valid=weightless), model.population)).cpu().numpy()
                 at += len(piece)
                 bar.update(len(piece))
 
@@ -252,7 +252,7 @@ def block_size(
     if block < 8: raise SpectraError(f"memory_budget is {memory_budget:.3g} bytes; a basis of {n_component} spectra from {basis_spectra} galaxies needs at least {always + 8 * each:.3g}. Give more, or fewer basis_spectra")
     return None if block >= max(map(len, data)) else min(block, 2048)
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #72a190ad
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #ee44995d
 def train_spender(
     data: Any,                      # training set: `RedshiftedSpectra`, or `ShardedSpectra` or a folder of shards, of which the training split is taken; or a list of these, one for each instrument
     recipe: GalaxyRecipe = GalaxyRecipe(), # sizes and length
@@ -275,7 +275,7 @@ def train_spender(
     projection = project_all(basis, some, block)
     usable = _usable(projection, len(basis))
     projection = projection.take(usable)
-    model, history = GalaxyAutoencoder(basis, fit_population(projection, block=block), recipe.n_latent, recipe.widths, seed), None
+    model, history = GalaxyAutoencoder(basis, fit_population(projection, block=block), recipe.n_latent, recipe.widths, seed).to(projection.vector.device), None
     if recipe.widths:
         options = dict(folder=folder, progress=progress, name="latents", accelerator=accelerator)
         learn = lambda train_data, valid_data: train(_Training(model, seed), _training_loss, train_data, valid_data, recipe.train, **options)  # noqa: E731
@@ -288,7 +288,7 @@ def train_spender(
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as passing:
                 packed = _packed_file(folder or _shared(passing), data, model, kept, block, progress)
                 history = learn((packed[len(kept):],), (packed[:len(kept)],))
-    _canonical(model, projection, block)
+    _canonical(model.to(projection.vector.device), projection, block)  # the networks may have been trained elsewhere
     window = shared_window(data, basis.rest_wave.cpu().numpy())
     _measure_scatter(model, projection, project_all(basis, some, block, window).take(usable), block)
     return model, history

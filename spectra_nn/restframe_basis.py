@@ -119,7 +119,7 @@ def redshifted(
     as_tensor = lambda a: torch.as_tensor(a, dtype=torch.float32)  # noqa: E731
     return RedshiftedSpectra(spectra.wave, as_tensor(flux / scale), as_tensor(ivar * scale**2), torch.as_tensor(np.nan_to_num(z)), as_tensor(scale[:, 0]), resolution, tuple(map(str, spectra.ids)))
 
-# %% ../nbs/07b_restframe_basis.ipynb #19b462da
+# %% ../nbs/07b_restframe_basis.ipynb #d01df769
 @dataclass(frozen=True)
 class StreamedSpectra:
     """Galaxies that stay on disk; `data[rows]` reads some of them, as `RedshiftedSpectra`.
@@ -136,6 +136,8 @@ class StreamedSpectra:
         (n_spec, 2) shard and row of each spectrum.
     resolution : array or None
         (n_pix,) resolving power λ/FWHM; None if the instrument is taken as it is.
+    device : str or torch.device
+        Processor on which rows are wanted.
     """
 
     wave: np.ndarray
@@ -143,18 +145,23 @@ class StreamedSpectra:
     shards: ShardedSpectra
     pairs: np.ndarray
     resolution: np.ndarray | None = None
+    device: Any = "cpu"
 
     def __len__(self) -> int: return len(self.pairs)
 
     def __getitem__(self, rows: Any) -> RedshiftedSpectra:
         "Read some of the spectra, by slice, index array or mask."
         flux, ivar, z, scale, ids = self.shards.take(self.keep(rows).pairs)
-        return RedshiftedSpectra(self.wave, flux, ivar, z, scale, self.resolution, ids)
+        return RedshiftedSpectra(self.wave, flux, ivar, z, scale, self.resolution, ids).to(self.device)
 
     def keep(self, rows: Any) -> StreamedSpectra:
         "Leave out all but some of the spectra, without reading them."
-        rows = rows if isinstance(rows, slice) else np.asarray(rows)
-        return replace(self, z=self.z[rows if isinstance(rows, slice) else torch.as_tensor(rows)], pairs=self.pairs[rows].reshape(-1, 2))
+        rows = torch.arange(len(self))[rows if isinstance(rows, slice) else torch.as_tensor(rows).cpu()].reshape(-1)
+        return replace(self, z=self.z[rows], pairs=self.pairs[rows.numpy()])
+
+    def to(self, device: Any) -> StreamedSpectra:
+        "Let rows come to a processor."
+        return replace(self, device=device, z=self.z.to(device))
 
 # %% ../nbs/07b_restframe_basis.ipynb #51b1f35f
 def streamed(
@@ -458,13 +465,13 @@ def _explain(functions: Tensor, moments: tuple[Tensor, Tensor, Tensor], smooth: 
     pull[0] = 0  # every galaxy measures the mean spectrum
     return torch.linalg.solve(normal + torch.diag_embed(pull.T), right + (pull * _running_mean(found, smooth)).T).T
 
-# %% ../nbs/07b_restframe_basis.ipynb #91017f14
+# %% ../nbs/07b_restframe_basis.ipynb #851948fc
 def _turn(basis: RestBasis, data: Sequence[RedshiftedSpectra | StreamedSpectra], smooth: float, window: tuple[float, float] | None, block: int | None, update: Any) -> RestBasis:
     "Improve a basis once: latents from the pixels in `window`, functions from all."
     projection, size, begin, moments = project_all(basis, data, block, window, update), len(basis), 0, None
     population = fit_population(projection, block=block)
     functions = torch.cat([population.mean[:, None], population.axes[:, :size - 1]], 1).T @ basis.basis.double()  # the last axis is the amplitude's, which does not vary
-    improved, inverse = RestBasis(basis.rest_wave.numpy(), functions, basis.resolution), torch.linalg.inv(population.axes)[:size - 1]
+    improved, inverse = _with_spectra(basis, functions), torch.linalg.inv(population.axes)[:size - 1]
     for piece in in_blocks(data, block):
         solution = solve_with_prior(projection.take(slice(begin, begin + len(piece))), population)
         latents, bright = (solution.mean - population.mean) @ inverse.T, solution.amplitude[:, None]
@@ -473,7 +480,12 @@ def _turn(basis: RestBasis, data: Sequence[RedshiftedSpectra | StreamedSpectra],
         part, begin = _moments(improved, piece, mean, covariance), begin + len(piece)
         moments = part if moments is None else tuple(whole.add_(more) for whole, more in zip(moments, part))
         update(len(piece))
-    return RestBasis(basis.rest_wave.numpy(), _orthonormal(_explain(functions, moments, smooth)), basis.resolution)
+    return _with_spectra(basis, _orthonormal(_explain(functions, moments, smooth)))
+
+
+def _with_spectra(basis: RestBasis, spectra: Tensor) -> RestBasis:
+    "Return a basis like another, on the same processor, with other spectra (n, n_rest)."
+    return RestBasis(basis.rest_wave.cpu().numpy(), spectra, basis.resolution).to(basis.basis.device)
 
 
 def _orthonormal(basis: Tensor) -> Tensor:
@@ -535,7 +547,7 @@ def wait_for_all() -> None:
     "Wait until all processes of a training have come here."
     if torch.distributed.is_initialized(): torch.distributed.barrier()
 
-# %% ../nbs/07b_restframe_basis.ipynb #643cfabb
+# %% ../nbs/07b_restframe_basis.ipynb #1a2b3fa5
 def _resumed(folder: Path, basis: RestBasis, told: dict) -> tuple[RestBasis, int]:
     "Return the basis that a folder holds and the turns it has had; the one given and 0 if there is none."
     found = latest_checkpoint(folder)
@@ -543,7 +555,7 @@ def _resumed(folder: Path, basis: RestBasis, told: dict) -> tuple[RestBasis, int
     tensors, record = read_checkpoint(found)
     differ = [f"{name}: {record.get(name)} there, {value} now" for name, value in told.items() if record.get(name) != value]
     if differ: raise SpectraError(f"{folder} holds a basis of another run ({'; '.join(differ)[:400]}). Use another folder, or delete it to start anew")
-    return RestBasis(basis.rest_wave.numpy(), tensors["basis"], basis.resolution), int(found.name.split("_")[1])
+    return _with_spectra(basis, tensors["basis"]), int(found.name.split("_")[1])
 
 
 def _fingerprint(data: Sequence[RedshiftedSpectra | StreamedSpectra], rest_wave: np.ndarray) -> str:
@@ -554,7 +566,7 @@ def _fingerprint(data: Sequence[RedshiftedSpectra | StreamedSpectra], rest_wave:
         for piece in (part.z, part[rows].flux) if len(part) else (): digest.update(piece.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/07b_restframe_basis.ipynb #d1ceb7d0
+# %% ../nbs/07b_restframe_basis.ipynb #08803db7
 def fit_restframe_basis(
     data: Any,               # training set, `RedshiftedSpectra` or what `galaxy_parts` takes, of one or several instruments
     n_component: int = 10,   # spectra in the basis
@@ -572,11 +584,11 @@ def fit_restframe_basis(
     data = galaxy_parts(data)
     n_spec, first = sum(map(len, data)), 0
     if n_spec < n_component: raise SpectraError(f"{n_component} components from {n_spec} spectra: give more spectra or ask for fewer components")
-    basis = _start(_rest_grid(data, z_max, velocity_step), n_component, _sharpest(data), seed)
-    window = shared_window(data, basis.rest_wave.numpy())
+    rest_wave = _rest_grid(data, z_max, velocity_step)
+    basis, window = _start(rest_wave, n_component, _sharpest(data), seed).to(data[0].z.device), shared_window(data, rest_wave)
     differ = any(not np.array_equal(part.resolution, data[0].resolution) for part in data)
     if folder is not None:
-        told = dict(turns=turns, smooth=smooth, seed=seed, shape=list(basis.basis.shape), data=_fingerprint(data, basis.rest_wave.numpy()))
+        told = dict(turns=turns, smooth=smooth, seed=seed, shape=list(basis.basis.shape), data=_fingerprint(data, rest_wave))
         basis, first = _resumed(Path(folder), basis, told)
         wait_for_all()
     with torch.no_grad(), tqdm(total=2 * turns * n_spec, initial=2 * first * n_spec, desc="restframe basis", unit=" spectra", unit_scale=True, disable=not progress) as bar:

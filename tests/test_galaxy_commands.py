@@ -7,7 +7,7 @@ from astropy.table import QTable
 
 from spectra_nn.core import SpectraError, asset
 from spectra_nn.galaxy_autoencoder import EncodeFlag
-from spectra_nn.galaxy_commands import encode, encode_published, galaxy_model, latent_density, normalised, outliers, published_model, reconstruct, redshift
+from spectra_nn.galaxy_commands import encode, encode_published, galaxy_model, latent_density, normalised, outliers, prep_galaxies, published_model, reconstruct, redshift, train_spender
 from spectra_nn.instruments import SDSS
 from spectra_nn.named_arrays import info_column
 from spectra_nn.outliers import LatentFlow, MaskedFlow, save_flow
@@ -136,3 +136,20 @@ def test_a_flow_of_your_own(folder, tmp_path):
     save_flow(LatentFlow(6, [MaskedFlow(6)], dict(kind="maf", n_hidden=50, n_step=5)), tmp_path / "six.safetensors")
     with pytest.raises(SpectraError, match="6 latents, the model has 8"):
         outliers("sdss_mock", [folder / "night.npz"], out=tmp_path / "p.fits", flow=str(tmp_path / "six.safetensors"), quiet=True)
+
+
+def test_training_reads_shards_in_blocks_and_goes_on(tmp_path, capsys):
+    with np.load(asset("mock_galaxies.npz")) as mocks:
+        kept = np.flatnonzero(mocks["truth_outlier"] == 0)
+        for name, rows in (("a", kept[:120]), ("b", kept[120:])):
+            np.savez(tmp_path / f"{name}.npz", wave=mocks["wave"], frame="vacuum", **{key: mocks[key][rows] for key in ("flux", "ivar", "z", "ids")})
+            prep_galaxies([tmp_path / f"{name}.npz"], instrument="SDSS" if name == "a" else "BOSS", out=tmp_path / name, quiet=True)
+    options = dict(latents=2, components=5, steps=20, basis_spectra=60, run=tmp_path / "run", quiet=True)
+    for name in ("one", "again"):
+        train_spender([tmp_path / "a", tmp_path / "b"], out=tmp_path / f"{name}.safetensors", memory=0.06, **options)
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+    assert galaxy_model(str(tmp_path / "one.safetensors")).n_latent == 2
+    said = [line for line in capsys.readouterr().out.splitlines() if "kept aside" in line]
+    assert len(said) == 2 and said[0] == said[1] and 1 < float(said[0].split()[-1]) < 2
+    with pytest.raises(SpectraError, match="memory_budget"):
+        train_spender([tmp_path / "a"], out=tmp_path / "x.safetensors", memory=0.001, **{**options, "run": None})
