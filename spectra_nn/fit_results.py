@@ -26,7 +26,7 @@ from .report import Chapter, Table, figure_png, write_report
 from .validation import label_title
 
 # %% auto #0
-__all__ = ['FitFlag', 'result_table', 'FitResult', 'line_names', 'draw_fit', 'fit_title', 'write_table']
+__all__ = ['FitFlag', 'show_digits', 'result_table', 'FitResult', 'line_names', 'draw_fit', 'fit_title', 'write_table']
 
 # %% ../nbs/04a_fit_results.ipynb #c3d5bdbc
 class FitFlag(IntFlag):
@@ -41,16 +41,18 @@ class FitFlag(IntFlag):
     UNCONSTRAINED_LABEL = 128 # the error of a label is as wide as its training range
     SINGULAR_HESSIAN = 256    # labels are degenerate: no covariance
 
-# %% ../nbs/04a_fit_results.ipynb #63b222e1
+# %% ../nbs/04a_fit_results.ipynb #0665aa74
 _DIGITS = {"K": ".1f", "km / s": ".3f", "dex": ".4f"}  # shown of a column, by its unit; other columns five that count
 
 
-def _show_digits(table: Any) -> None:
+def show_digits(
+    table: Any, # a QTable; changed in place
+) -> None:
     "Set how the columns of numbers of a result's table are shown; what they hold stays as it is."
     for name in table.colnames:
         if table[name].dtype.kind == "f": table[name].info.format = ".1f" if name == "chi2" else _DIGITS.get(str(table[name].unit), ".5g")
 
-
+# %% ../nbs/04a_fit_results.ipynb #bcd368d9
 def result_table(
     emulator: Any,          # its `label_names` and `label_units` are the columns
     ids: Sequence[str],     # (n_spec,) one row each
@@ -72,7 +74,7 @@ def result_table(
     table["chi2"], table["dof"], table["flags"] = fitted["chi2"], fitted["dof"].astype(np.int64), fitted["flags"].astype(np.int32)
     table["at_bound"] = np.array([" ".join(name for name, held in zip(names, row) if held) for row in fitted["held"]], dtype=str)
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in FitFlag})
-    _show_digits(table)
+    show_digits(table)
     return table
 
 # %% ../nbs/04a_fit_results.ipynb #65c4a3e8
@@ -366,7 +368,7 @@ def _pyarrow(doing: str) -> Any:
     except ImportError: raise SpectraError(f"{doing} Parquet needs pyarrow: pip install 'spectra_nn[formats]'; or use .fits or .ecsv.") from None
     return parquet
 
-# %% ../nbs/04a_fit_results.ipynb #c3fe3dd9
+# %% ../nbs/04a_fit_results.ipynb #1ca1a4ad
 def _read(path: str | os.PathLike) -> tuple[Any, np.ndarray, tuple[str, ...]]:
     "Return table, covariances and parameter names of a written result."
     from astropy.table import QTable
@@ -387,7 +389,7 @@ def _read(path: str | os.PathLike) -> tuple[Any, np.ndarray, tuple[str, ...]]:
         if column.dtype.kind == "S": table[name] = np.char.decode(np.asarray(column), "utf-8")
         elif column.dtype.kind == "U": table[name] = np.asarray(column.filled("") if hasattr(column, "filled") else column)
         elif not column.dtype.isnative: table[name] = column.astype(column.dtype.newbyteorder("="))
-    _show_digits(table)
+    show_digits(table)
     return table, covariance, names
 
 
