@@ -29,7 +29,7 @@ from .training import TrainConfig, train
 # %% auto #0
 __all__ = ['PARTS', 'MaskedFlow', 'LatentFlow', 'train_flow', 'save_flow', 'load_flow', 'FittedGalaxies', 'fit_linear',
            'usual_error', 'add_spectra', 'broad_lines', 'SecondSearch', 'prepare_second', 'find_second',
-           'OutlierReference', 'Answers', 'ask', 'surprise', 'surprises', 'calibrate', 'outlier_score', 'OutlierResult',
+           'OutlierReference', 'Answers', 'ask', 'surprise', 'surprises', 'calibrate', 'OutlierResult', 'outlier_score',
            'smooth_residual', 'strange_regions', 'plot_outliers']
 
 # %% ../nbs/09_outliers.ipynb #6bb79465
@@ -582,6 +582,47 @@ def _asked(model: GalaxyAutoencoder, flow: LatentFlow, data: RedshiftedSpectra, 
     answers.values[~usable.numpy()] = np.nan
     return answers, reference or OutlierReference(answers.values[usable.numpy()], excess)
 
+# %% ../nbs/09_outliers.ipynb #3bcf7a88
+@dataclass(frozen=True, repr=False)
+class OutlierResult:
+    """Scores, one row per spectrum in the order given.
+
+    Parameters
+    ----------
+    table : QTable with `id`, `z`, `score`, `p_value`, `reason`, the scores and values of the six answers, latents and `flags` of `EncodeFlag`. Rows without a usable spectrum are NaN.
+    data : the spectra.
+    model : that reconstructs them.
+    encoding : their latents.
+    reference : the answers of ordinary galaxies they were compared with.
+    """
+    table: Any
+    data: RedshiftedSpectra = field(repr=False)
+    model: GalaxyAutoencoder = field(repr=False)
+    encoding: Encoding = field(repr=False)
+    reference: OutlierReference = field(repr=False)
+
+    def __len__(self) -> int: return len(self.table)
+
+    @property
+    def order(self) -> np.ndarray:
+        "Rows (n_spec,) from the strangest on; those without a score come last."
+        return np.argsort(-np.nan_to_num(np.asarray(self.table["score"]), nan=-1), kind="stable")
+
+    def write(self, path: str | Path) -> None:
+        "Write the catalogue to .fits, .ecsv or .parquet, the covariances of the latents with it."
+        table = self.table.copy(copy_data=False)
+        table["latent_covariance"] = self.encoding.covariance.cpu().numpy()
+        write_table(table, path)
+
+    def plot(self, n: int = 4) -> Any:
+        "Show the `n` strangest spectra and why they are strange; return the figure."
+        return plot_outliers(self, self.order[:n])
+
+    def __repr__(self) -> str:
+        score = np.asarray(self.table["score"])
+        top = [f"  {self.table['id'][k]}: score {score[k]:.1f}, {self.table['reason'][k]}" for k in self.order[:5] if np.isfinite(score[k])]
+        return "\n".join([f"{len(self)} spectra, {int((score > 2).sum())} with a score above 2, {int((~np.isfinite(score)).sum())} without a score" + ("; the strangest:" if top else ""), *top])
+
 # %% ../nbs/09_outliers.ipynb #95d3b63a
 def outlier_score(
     spectra: Any,             # `RedshiftedSpectra`, or `Spectra`, on one grid or with a grid each
@@ -634,47 +675,6 @@ def _reasons(values: np.ndarray, star_chi2: np.ndarray, each: np.ndarray) -> np.
     names = np.array(PARTS)[each.argmax(1)]
     names = np.where((star > 0) & (star_chi2 < _GOOD_STAR) & (each[:, 2] < 3 * each[:, 3]), "star", names)
     return np.where((redshift > 25) & (redshift > second), "redshift", names)
-
-# %% ../nbs/09_outliers.ipynb #3bcf7a88
-@dataclass(frozen=True, repr=False)
-class OutlierResult:
-    """Scores, one row per spectrum in the order given.
-
-    Parameters
-    ----------
-    table : QTable with `id`, `z`, `score`, `p_value`, `reason`, the scores and values of the six answers, latents and `flags` of `EncodeFlag`. Rows without a usable spectrum are NaN.
-    data : the spectra.
-    model : that reconstructs them.
-    encoding : their latents.
-    reference : the answers of ordinary galaxies they were compared with.
-    """
-    table: Any
-    data: RedshiftedSpectra = field(repr=False)
-    model: GalaxyAutoencoder = field(repr=False)
-    encoding: Encoding = field(repr=False)
-    reference: OutlierReference = field(repr=False)
-
-    def __len__(self) -> int: return len(self.table)
-
-    @property
-    def order(self) -> np.ndarray:
-        "Rows (n_spec,) from the strangest on; those without a score come last."
-        return np.argsort(-np.nan_to_num(np.asarray(self.table["score"]), nan=-1), kind="stable")
-
-    def write(self, path: str | Path) -> None:
-        "Write the catalogue to .fits, .ecsv or .parquet, the covariances of the latents with it."
-        table = self.table.copy(copy_data=False)
-        table["latent_covariance"] = self.encoding.covariance.cpu().numpy()
-        write_table(table, path)
-
-    def plot(self, n: int = 4) -> Any:
-        "Show the `n` strangest spectra and why they are strange; return the figure."
-        return plot_outliers(self, self.order[:n])
-
-    def __repr__(self) -> str:
-        score = np.asarray(self.table["score"])
-        top = [f"  {self.table['id'][k]}: score {score[k]:.1f}, {self.table['reason'][k]}" for k in self.order[:5] if np.isfinite(score[k])]
-        return "\n".join([f"{len(self)} spectra, {int((score > 2).sum())} with a score above 2, {int((~np.isfinite(score)).sum())} without a score" + ("; the strangest:" if top else ""), *top])
 
 # %% ../nbs/09_outliers.ipynb #ff0548cc
 def smooth_residual(

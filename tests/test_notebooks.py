@@ -111,6 +111,21 @@ def test_imports_are_explicit_and_alone(path):
 
 
 @each_notebook
+def test_annotations_are_known_where_they_are_used(path):
+    """The docs build shows a function where it is defined, and looks its annotations up: a class that only a later cell defines is not there."""
+    cells = [cell for cell in read(path) if cell.exported]
+    home = {node.name: k for k, cell in enumerate(cells) for node in cell.tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+    for k, cell in enumerate(cells):
+        for node in cell.tree.body:
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+                continue
+            said = [node.returns, *(a.annotation for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs])]
+            used = {name.id for part in said if part is not None for name in ast.walk(part) if isinstance(name, ast.Name)}
+            later = sorted(name for name in used if home.get(name, -1) > k)
+            assert not later, f"{node.name} names {', '.join(later)}, defined further down: move it up"
+
+
+@each_notebook
 def test_public_functions_say_what_they_take(path):
     for cell, function, method in public_functions(path):
         assert ast.get_docstring(function), f"{function.name} has no docstring"
