@@ -18,7 +18,7 @@ from .command_words import (check_out, command_parser, emulator_named, error_kin
 from .galaxy_commands import encode, hub, outliers, prep_galaxies, reconstruct, redshift, save_figures, train_spender
 
 # %% auto #0
-__all__ = ['prep', 'train', 'validate', 'predict', 'fit', 'demo', 'main']
+__all__ = ['prep', 'train', 'validate', 'predict', 'fit', 'run', 'demo', 'main']
 
 # %% ../nbs/12_cli.ipynb #99d285e0
 def prep(
@@ -270,6 +270,52 @@ def fit(
     print(f"{result.summary()}\nwritten: {out}" + (f", {plots}{os.sep}" if plots else "") + (f", {report}" if report else ""))
     return 0
 
+# %% ../nbs/12_cli.ipynb #ab9351c6
+def run(
+    job: Path,                             # file that describes the survey, .toml
+    *,
+    part: str | None = None,               # run a share only, such as 3/16, the third of sixteen
+    workers: int | None = None,            # processes on this machine; default: what the job says, else one per core
+    merge: bool = False,                   # run nothing; put together what the parts have done
+    fresh: bool = False,                   # delete what an earlier survey has left in the output folder, and begin anew
+    quiet: bool = False,                   # no progress bar
+) -> int:                                  # exit status
+    """Run a survey: files in, one table out; what was interrupted goes on where it was.
+
+    The job file names everything:
+      task = "fit"                      # or "redshift", "encode", "outliers"
+      files = ["night_*/*.fits"]        # patterns, as seen from the job file; ** is any folder below
+      model = "hr10_turbospectrum"      # a file, or a name that `spectra-nn hub list` shows
+      output = "labels"                 # folder for the results
+      chunk = 1000                      # spectra in a shard, about
+      workers = 8                       # processes; default: one per core
+      table = "fits"                    # or "ecsv", "parquet"
+      dask = "tcp://host:8786"          # only to run on a Dask cluster
+      [options]                         # of the task: what spectra_nn.fit, estimate_redshift, … take
+      instrument = "GIRAFFE_HR10"
+      free = ["teff", "logg", "feh"]
+      [reading]                         # for files that do not say it: frame, error, format, unit
+      frame = "air"
+
+    Into the output folder come results.fits (a row per spectrum, with file and row), failures.csv (file, reason) and report.html.
+    A job or files that have changed since are refused unless --fresh is given. Exit status 3: done, and some files could not be used.
+
+    Examples:
+      spectra-nn run night.toml
+      sbatch --array=1-16 --wrap 'spectra-nn run night.toml --part $SLURM_ARRAY_TASK_ID/16 --quiet'
+    """
+    from spectra_nn.survey import SurveyJob
+    from spectra_nn.survey import run as run_survey
+
+    told = SurveyJob.read(job)
+    try: report = run_survey(told, part=part, workers=workers, merge=merge, fresh=fresh, progress=not quiet)
+    except KeyboardInterrupt:
+        print(f"interrupted; what is done is kept in {told.place(told.output)}, and the same command goes on from there", file=sys.stderr)
+        return 130
+    print(report)
+    for name, reason in report.failures[:5]: print(f"not used: {name}: {reason}", file=sys.stderr)
+    return 3 if report.failures else 0
+
 # %% ../nbs/12_cli.ipynb #1be35d62
 def demo(
     *,
@@ -291,8 +337,8 @@ def demo(
     print(f"open this in a browser: {report.resolve()}")
     return 0
 
-# %% ../nbs/12_cli.ipynb #7dd8b7bc
-_VERBS = {verb.__name__.replace("_", "-"): verb for verb in (demo, prep, train, validate, predict, fit, prep_galaxies, train_spender, encode, reconstruct, redshift, outliers, hub)}
+# %% ../nbs/12_cli.ipynb #78f0a970
+_VERBS = {verb.__name__.replace("_", "-"): verb for verb in (demo, prep, train, validate, predict, fit, prep_galaxies, train_spender, encode, reconstruct, redshift, outliers, run, hub)}
 
 
 def _overview() -> str:
