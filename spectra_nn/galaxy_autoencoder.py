@@ -199,7 +199,7 @@ def _unpacked(packed: Tensor, size: int) -> tuple[Tensor, ...]:
     vector, linear, last = packed[:, half:half + size], packed[:, half + size:half + 2 * size], packed[:, -2:]
     return matrix, vector, last[:, 0], last[:, 1], linear, spread.tril()
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #8d9951a5
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #8dec310e
 def _packed_file(folder: Path, data: Sequence[RedshiftedSpectra | StreamedSpectra], model: GalaxyAutoencoder, chosen: Tensor, block: int | None, progress: bool) -> Tensor:
     "Write the rows of all galaxies to a file, those `chosen` first, unless it is there; return them mapped."
     digest = hashlib.sha256(b"".join(part.cpu().contiguous().numpy().tobytes() for part in (model.basis.basis, *model.population, chosen, *(part.z for part in data))))
@@ -208,9 +208,7 @@ def _packed_file(folder: Path, data: Sequence[RedshiftedSpectra | StreamedSpectr
     wait_for_all()
     if not there:
         aside, shape = path.with_suffix(".part"), (sum(map(len, data)), (len(model.mean) + 1) * (len(model.mean) + 2))
-        if processes()[0] == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            np.lib.format.open_memmap(aside, "w+", np.float32, shape)
+        if processes()[0] == 0: _allocate(aside, shape)
         wait_for_all()
         rows, first = np.lib.format.open_memmap(aside, "r+"), torch.zeros(shape[0], dtype=torch.bool)
         first[chosen] = True
@@ -221,6 +219,18 @@ def _packed_file(folder: Path, data: Sequence[RedshiftedSpectra | StreamedSpectr
         if processes()[0] == 0: os.replace(aside, path)
         wait_for_all()
     return torch.from_numpy(np.load(path, mmap_mode="r+", allow_pickle=False))
+
+
+def _allocate(path: Path, shape: tuple[int, int]) -> None:
+    "Make a file of zeros that is really there; writing into a mapped file on a full disk would kill the process."
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as file: os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as problem:
+        path.unlink(missing_ok=True)
+        raise SpectraError(f"{path.parent} has no room for the projections of {shape[0]} galaxies, {4e-9 * shape[0] * shape[1]:.1f} GB ({problem}). Give a folder on a larger disk") from problem
 
 
 def _fill(rows: np.ndarray, place: np.ndarray, data: Sequence[RedshiftedSpectra | StreamedSpectra], model: GalaxyAutoencoder, block: int | None, progress: bool) -> None:

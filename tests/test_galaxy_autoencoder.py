@@ -316,6 +316,16 @@ def test_too_small_a_budget_is_told(shards):
     with pytest.raises(SpectraError, match="no shards.json"): train_spender(shards.parent, SMALL, progress=False)
 
 
+def test_a_full_disk_is_told_before_anything_is_written(shards, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "posix_fallocate", full, raising=False)
+    with pytest.raises(SpectraError, match="no room for the projections of .* a larger disk"):
+        train_spender(shards, replace(SMALL, turns=1), basis_spectra=60, folder=tmp_path, progress=False)
+    assert not list(tmp_path.glob("projections*"))
+
+
 MEMORY = """
 import sys, threading, time, torch
 from spectra_nn.galaxy_autoencoder import GalaxyRecipe, train_spender
