@@ -97,7 +97,7 @@ def hidden_chi2(
     chi2 = torch.where(tested, (flux - predicted)**2 / (1 / ivar + error**2), 0.)
     return (chi2.sum(1) / tested.sum(1)).numpy()
 
-# %% ../nbs/10a_demo_galaxies.ipynb #7636fa94
+# %% ../nbs/10a_demo_galaxies.ipynb #c0a86839
 def plot_hidden(
     model: GalaxyAutoencoder, # trained
     data: RedshiftedSpectra,  # one galaxy, all its pixels
@@ -118,7 +118,7 @@ def plot_hidden(
         ax.plot(wave, flux, color="C1", lw=0.9, label="restframe model, 2σ")
         inside = (rest > limits[0]) & (rest < limits[1]) & good
         ax.set(xlim=limits, ylim=(0, 1.2 * np.quantile(seen[inside], 0.985 if limits[0] < 6000 else 1)), xlabel="wavelength [Å]")
-    axes[0].set(ylabel="flux", xlabel="restframe wavelength in vacuum [Å]", title=f"{data.ids[0]}, z = {float(data.z[0]):.3f}")
+    axes[0].set(ylabel="flux [10⁻¹⁷ erg s⁻¹ cm⁻² Å⁻¹]", xlabel="restframe wavelength in vacuum [Å]", title=f"{data.ids[0]}, z = {float(data.z[0]):.3f}")
     axes[1].set_title("Hα and [N II]")
     axes[0].legend(fontsize=8)
     return figure
@@ -271,7 +271,7 @@ def ready(
     own = galaxy.spectra.meta["info"][galaxy.spectra.ids[0]]["resolution"]
     return replace(data, resolution=np.asarray(own, np.float64))
 
-# %% ../nbs/10a_demo_galaxies.ipynb #5b669363
+# %% ../nbs/10a_demo_galaxies.ipynb #ddde25cf
 def plot_real(
     model: GalaxyAutoencoder, # trained
     galaxy: RealGalaxy,       # observed
@@ -289,7 +289,7 @@ def plot_real(
     top.plot(data.wave, seen, color="0.7", lw=0.6, label="observed")
     top.plot(data.wave, fitted / curve, lw=0.5, color="C2", label="model")
     top.plot(data.wave, fitted, lw=0.9, color="C0", label="model × calibration")
-    top.set(ylabel="flux", ylim=(min(0, np.nanquantile(seen, 0.02)), 1.12 * max(np.nanquantile(seen, 0.998), np.nanmax(fitted))), title=f"{galaxy.name}, z = {galaxy.z:.4f}, {float(encoding.chi2[0] / encoding.n_valid[0]):.2f} χ² per pixel")
+    top.set(ylabel="flux [10⁻¹⁷ erg s⁻¹ cm⁻² Å⁻¹]", ylim=(min(0, np.nanquantile(seen, 0.02)), 1.12 * max(np.nanquantile(seen, 0.998), np.nanmax(fitted))), title=f"{galaxy.name}, z = {galaxy.z:.4f}, {float(encoding.chi2[0] / encoding.n_valid[0]):.2f} χ² per pixel")
     top.legend(fontsize=8, ncol=3)
     low.plot(data.wave, (seen - fitted) / sigma, lw=0.5)
     low.axhline(0, color="0.5", lw=0.8)
@@ -300,7 +300,7 @@ def plot_real(
         low.text(at, 9.3, name, fontsize=8, color="C1", ha="right" if name in ("K", "[O III]") else "left")
     return figure
 
-# %% ../nbs/10a_demo_galaxies.ipynb #17930726
+# %% ../nbs/10a_demo_galaxies.ipynb #ab8dd23b
 def plot_restframe(
     model: GalaxyAutoencoder,         # trained
     galaxies: Sequence[RealGalaxy],   # observed
@@ -317,7 +317,7 @@ def plot_restframe(
         ax.axvspan(*galaxy.spectra.wave[[0, -1]] / (1 + galaxy.z), color="0.95")
         ax.fill_between(wave, (flux - 2 * error) / unit, (flux + 2 * error) / unit, color="C1", alpha=0.35, lw=0)
         ax.plot(wave, flux / unit, lw=0.8, color="C1")
-        ax.set(xlim=wave[[0, -1]], ylim=(-0.1, min(3.5, 1.15 * (flux / unit).max())), ylabel="flux")
+        ax.set(xlim=wave[[0, -1]], ylim=(-0.1, min(3.5, 1.15 * (flux / unit).max())), ylabel="flux / median")
         ax.text(0.01, 0.84, galaxy.name, transform=ax.transAxes)
     axes[-1, 0].set(xlabel="restframe wavelength in vacuum [Å]; grey where it was observed")
     return figure
