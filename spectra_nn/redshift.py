@@ -25,8 +25,8 @@ from .restframe_basis import BasisView, Population, RedshiftedSpectra, RestBasis
 __all__ = ['RedshiftFlag', 'find_spikes', 'Scan', 'prior_penalty', 'prepare_scan', 'normal_matrices', 'chi_squared_curve',
            'find_minima', 'Refined', 'Profile', 'refine', 'sharpen', 'ErrorModel', 'Template', 'one_grid_each',
            'SecondScan', 'prepare_second_scan', 'free_calibration', 'second_source_curve', 'without_best_stretch',
-           'template_basis', 'star_basis', 'leading_components', 'side_by_side', 'estimate_redshift', 'RedshiftResult',
-           'calibrate_errors']
+           'template_basis', 'star_basis', 'redshift_axes', 'narrow_redshift_axes', 'leading_components',
+           'side_by_side', 'RedshiftResult', 'estimate_redshift', 'calibrate_errors', 'refine_redshifts']
 
 # %% ../nbs/08_redshift.ipynb #0183c4d8
 class RedshiftFlag(IntFlag):
@@ -280,17 +280,18 @@ def refine(
     held = torch.einsum("nk,kl,nl->n", found, penalty, found)
     return Refined(log_z, curvature, chi2 + held, chi2, n_valid, found, step / view.step)
 
-# %% ../nbs/08_redshift.ipynb #31604e94
+# %% ../nbs/08_redshift.ipynb #3b812b4b
 def sharpen(
     view: BasisView, # a basis as the instrument sees it
     flux: Tensor,    # (n, n_pix) mean near 1
     ivar: Tensor,    # (n, n_pix) 0 where bad
     near: Refined,   # of `refine`
     penalty: Tensor, # (n_component, n_component) of `prior_penalty`
+    apart: Tensor | float = 1., # (n,) whole pixels of the basis from one redshift to the next
 ) -> Refined:        # curvature 0 where χ² is no valley
     "Find the minimum and the curvature of χ² from its values at three redshifts."
     root = (ivar * _within(view, near.log_z)).sqrt()
-    width = view.step  # one pixel: interpolation smooths the noise of a basis, and does so alike at all three
+    width = view.step * torch.as_tensor(apart).to(near.log_z)  # whole pixels: interpolation smooths the noise of a basis, and does so alike at all three
     points = [_profile(view, flux, root, near.log_z + side * width, penalty) for side in (-1, 0, 1)]
     found = torch.stack([point.coefficients for point in points])
     chi2 = torch.stack([point.residual.double().square().sum(1) for point in points])
@@ -302,13 +303,13 @@ def sharpen(
     return Refined(near.log_z + at * width, torch.where(valley, bend / (2 * width**2), 0.), parabola(total), parabola(chi2), near.n_valid,
                    found[1] + (at[:, None] * (found[2] - found[0]) / 2), at * width / view.step)
 
-# %% ../nbs/08_redshift.ipynb #49785587
+# %% ../nbs/08_redshift.ipynb #d3cf401b
 class ErrorModel(NamedTuple):
     "What a redshift's formal error lacks: a factor for all, and what remains however good the data."
-    scale: float = 1.1   # of the formal error
-    floor: float = 0.9   # km/s, added in quadrature
+    scale: float = 1.    # of the formal error
+    floor: float = 0.5   # km/s, added in quadrature
 
-# %% ../nbs/08_redshift.ipynb #9c63776e
+# %% ../nbs/08_redshift.ipynb #1df0fc10
 class Template(NamedTuple):
     "Spectra of another class, and where to look for it."
     basis: RestBasis
@@ -317,8 +318,10 @@ class Template(NamedTuple):
 
 class _Settings(NamedTuple):
     "What one call of `estimate_redshift` has to know everywhere."
-    basis: RestBasis
+    basis: RestBasis      # of the scan
     population: Population | None
+    fine: RestBasis       # of the last step, with more spectra
+    fine_population: Population | None
     log_z: np.ndarray
     cost: Tensor          # (n_z,) -2 ln of the prior
     instrument: Any
@@ -500,8 +503,28 @@ def _class_margins(settings: _Settings, view: BasisView, part: RedshiftedSpectra
         margins.append(torch.where(theirs.n_valid >= 200, margin, torch.nan))
     return torch.stack(margins, 1)
 
-# %% ../nbs/08_redshift.ipynb #8865f0af
-def _refined_minima(settings: _Settings, scan: Scan, view: BasisView, part: RedshiftedSpectra, curve: Tensor) -> dict[str, Tensor]:
+# %% ../nbs/08_redshift.ipynb #59d0f0c5
+class _Fine(NamedTuple):
+    "The basis of the last step, as the instrument sees it."
+    view: BasisView
+    penalty: Tensor
+
+
+def _sharpened(fine: _Fine, part: RedshiftedSpectra, near: Refined, turns: int = 4) -> Refined:
+    "Apply `sharpen` until it stays where it is, with wider steps where the valley is flat."
+    best = sharpen(fine.view, part.flux, part.ivar, near, fine.penalty)
+    flat = best.curvature * fine.view.step**2 < 16
+    todo, apart = flat | (best.moved.abs() > 0.1), 1. + flat
+    for _ in range(turns):
+        rows = torch.nonzero(todo)[:, 0]
+        if not len(rows): break
+        again = sharpen(fine.view, part.flux[rows], part.ivar[rows], Refined(*(values[rows] for values in best)), fine.penalty, apart[rows])
+        for old, new in zip(best, again): old[rows] = new.to(old)
+        todo = (best.moved.abs() > 0.1) & (best.curvature > 0)
+    return best
+
+# %% ../nbs/08_redshift.ipynb #731b7356
+def _refined_minima(settings: _Settings, scan: Scan, view: BasisView, fine: _Fine, part: RedshiftedSpectra, curve: Tensor) -> dict[str, Tensor]:
     "Find the minima of curves, refine those that may be the deepest, and put them in order."
     at, value = find_minima(curve, settings.n_best)
     step, n = settings.basis.step, len(part)
@@ -519,22 +542,16 @@ def _refined_minima(settings: _Settings, scan: Scan, view: BasisView, part: Reds
         value = torch.where(torch.isfinite(shifted), shifted - shifted[:, :1], value)
     order = torch.where(torch.isfinite(value), value, torch.inf).argsort(dim=1, stable=True)
     take = lambda values: values.gather(1, order)  # noqa: E731
-    best = Refined(*(part[torch.arange(n), order[:, 0]] for part in found))
-    best = sharpen(view, part.flux, part.ivar, best, scan.penalty)
-    for _ in range(4):
-        far = torch.nonzero((best.moved.abs() > 0.1) & (best.curvature > 0))[:, 0]
-        if not len(far): break
-        again = sharpen(view, part.flux[far], part.ivar[far], Refined(*(values[far] for values in best)), scan.penalty)
-        for old, new in zip(best, again): old[far] = new.to(old)
+    best = _sharpened(fine, part, Refined(*(part[torch.arange(n), order[:, 0]] for part in found)))
     minima = torch.cat([best.log_z[:, None], take(found.log_z)[:, 1:]], 1)
     return best._asdict() | {"minima": minima, "height": take(value) - take(value)[:, :1]}
 
-# %% ../nbs/08_redshift.ipynb #9960ba1c
+# %% ../nbs/08_redshift.ipynb #27be2b99
 def _flags(settings: _Settings, part: RedshiftedSpectra, best: dict[str, Tensor], bad: Tensor) -> Tensor:
     "Return the flags (n_spec,) of redshifts."
     flag, step = torch.zeros_like(bad, dtype=torch.int32), settings.basis.step
     raised = lambda condition, bit: torch.where(condition, flag | int(bit), flag)  # noqa: E731
-    reduced = best["chi2"] / (best["n_valid"] - len(settings.basis) - 1).clamp_min(1)
+    reduced = best["chi2"] / (best["n_valid"] - len(settings.fine) - 1).clamp_min(1)
     flag = raised(best["n_valid"].nan_to_num(0) < 200, RedshiftFlag.FEW_PIXELS)
     doubt = settings.least_delta_chi2 + 0.05 * (best["chi2"] - best["n_valid"]).clamp_min(0)
     if settings.n_best > 1: flag = raised((best["height"][:, 1] < doubt) | (best["robust"] < settings.least_delta_chi2), RedshiftFlag.SMALL_DELTA_CHI2)
@@ -546,24 +563,24 @@ def _flags(settings: _Settings, part: RedshiftedSpectra, best: dict[str, Tensor]
     if settings.templates: flag = raised((best["margins"] < 0).any(1), RedshiftFlag.OTHER_CLASS)
     return torch.where(bad, int(RedshiftFlag.BAD_INPUT), flag)
 
-# %% ../nbs/08_redshift.ipynb #c82d5dd8
+# %% ../nbs/08_redshift.ipynb #fa02365e
 @torch.no_grad()
-def _estimate_chunk(settings: _Settings, scan: Scan, second: SecondScan, view: BasisView, part: RedshiftedSpectra) -> dict[str, np.ndarray]:
+def _estimate_chunk(settings: _Settings, scan: Scan, second: SecondScan, view: BasisView, fine: _Fine, part: RedshiftedSpectra) -> dict[str, np.ndarray]:
     "Everything about the redshifts of some spectra, as arrays."
     curve = chi_squared_curve(scan, part.flux, part.ivar) + settings.cost
     bad = ~torch.isfinite(curve).all(1) | ~(part.ivar.double() @ _ever(scan, view) > 0)
     curve = torch.where(bad[:, None], 0., curve)
     part = replace(part, flux=torch.where(bad[:, None], 0., part.flux), ivar=torch.where(bad[:, None], 0., part.ivar))
-    best = _refined_minima(settings, scan, view, part, curve)
+    best = _refined_minima(settings, scan, view, fine, part, curve)
     bad = bad | (best["n_valid"] == 0)  # nothing to be seen at the best redshift is no redshift
-    population, c = settings.population, best["coefficients"]
+    population, c = settings.fine_population, best["coefficients"]
     best["brightness"] = c.new_ones(len(c)) if population is None else c @ population.direction.to(c)
-    if population is None: best["brightness"] = (c.float() @ settings.basis.basis).mean(1).double()
+    if population is None: best["brightness"] = (c.float() @ settings.fine.basis).mean(1).double()
     profile = _profile(view, part.flux, (part.ivar * _within(view, best["log_z"])).sqrt(), best["log_z"], scan.penalty)
     best |= _second_source(settings, scan, second, best, free_calibration(profile, part.wave))
     if settings.n_best > 1: best["robust"] = _robust_difference(view, part, best, profile, scan.penalty)
     if settings.templates: best["margins"] = _class_margins(settings, view, part, best, scan.penalty)
-    dof = (best["n_valid"] - len(settings.basis) - 1).clamp_min(0)
+    dof = (best["n_valid"] - len(settings.fine) - 1).clamp_min(0)
     inflation = settings.errors.scale**2 * (best["chi2"] / dof.clamp_min(1)).clamp_min(1)
     variance = inflation / best["curvature"] + (settings.errors.floor / SPEED_OF_LIGHT)**2
     out = dict(z=torch.expm1(best["log_z"]), z_err=torch.exp(best["log_z"]) * variance.sqrt(), chi2=best["chi2"], dof=dof, delta_chi2=best["height"][:, 1] if settings.n_best > 1 else None, delta_chi2_rest=best.get("robust"),
@@ -580,7 +597,32 @@ def _ever(scan: Scan, view: BasisView) -> Tensor:
     reach = scan.first + scan.position
     return ((reach >= 3) & (reach - (scan.n_z - 1) <= view.length - 4)).double()
 
-# %% ../nbs/08_redshift.ipynb #6ae50fdf
+# %% ../nbs/08_redshift.ipynb #8fb356dc
+def redshift_axes(
+    basis: RestBasis,       # restframe spectra
+    population: Population, # of their coefficients
+    n_galaxy: int = 5,      # mean and axes whose derivatives are looked for
+) -> Tensor:                # (n_component,) share of each axis that is a derivative of lines and breaks of wider ones, 0 to 1
+    "Find the axes of a population that come from redshifts that were off."
+    spectra = torch.cat([population.mean[None], population.axes.T]) @ basis.basis.to(population.mean)
+    lines = spectra - _smooth(spectra, torch.ones_like(spectra))  # the slope of a smooth continuum is a smooth continuum, and no redshift
+    q, r = torch.linalg.qr(torch.gradient(lines[:n_galaxy], dim=1)[0].T)
+    known = r.diagonal().abs() > 1e-6 * r.diagonal().abs().amax()
+    overlap = ((q * known).T @ lines[1:].T).triu()  # of each axis with the slopes of the mean and of wider axes
+    return overlap.square().sum(0) / spectra[1:].square().sum(1).clamp_min(1e-300)
+
+# %% ../nbs/08_redshift.ipynb #1a7b3067
+def narrow_redshift_axes(
+    basis: RestBasis,       # restframe spectra
+    population: Population, # of their coefficients
+    width: float = 0.25,    # of an axis that is a redshift, in units of what it was
+    least: float = 0.4,     # share of an axis that is a derivative, above which it is one
+) -> Population:            # the same, if there is no such axis
+    "Give a population less freedom to redshift its galaxies."
+    shift = redshift_axes(basis, population) > least
+    return population._replace(axes=population.axes * torch.where(shift, width, 1.).to(population.axes)) if shift.any() else population
+
+# %% ../nbs/08_redshift.ipynb #bb1cbc9b
 def leading_components(
     basis: RestBasis,       # restframe spectra
     population: Population, # of their coefficients
@@ -594,15 +636,16 @@ def leading_components(
 
 
 def _basis_of(model: Any, population: Population | None, n_component: int) -> tuple[RestBasis, Population | None]:
-    "The basis and population of a model."
-    if population is None and not isinstance(model, RestBasis) and isinstance(getattr(model, "basis", None), RestBasis) and len(model.basis) > n_component and getattr(model, "population", None) is not None:
-        return leading_components(model.basis, model.population, n_component)
-    basis = model if isinstance(model, RestBasis) else getattr(model, "basis", None)
+    "The basis and population of a model; no more than so many spectra of a model that brings both."
+    basis, own = model if isinstance(model, RestBasis) else getattr(model, "basis", None), getattr(model, "population", None)
     if not isinstance(basis, RestBasis):
         raise SpectraError(f"redshifts need a model of galaxies: a RestBasis, or something with one as `.basis`; got {type(model).__name__}. Is it an emulator of stars?")
-    population = getattr(model, "population", None) if population is None else population
-    if population is not None and len(population.mean) != len(basis): raise SpectraError(f"the population has {len(population.mean)} components and the basis {len(basis)}; they do not belong together")
-    return basis, population
+    reduced = population is None and own is not None and len(basis) > n_component
+    population = own if population is None else population
+    if population is None: return basis, None
+    if len(population.mean) != len(basis): raise SpectraError(f"the population has {len(population.mean)} components and the basis {len(basis)}; they do not belong together")
+    population = narrow_redshift_axes(basis, population)
+    return leading_components(basis, population, n_component) if reduced else (basis, population)
 
 
 def _log_z_grid(basis: RestBasis, z_range: Any) -> np.ndarray:
@@ -655,47 +698,6 @@ def side_by_side(
     if n_thread <= 1: yield from map(function, items)
     else:
         with ThreadPoolExecutor(n_thread, initializer=torch.set_num_threads, initargs=(1,)) as pool: yield from pool.map(function, items)
-
-# %% ../nbs/08_redshift.ipynb #3d378ff5
-def estimate_redshift(
-    model: Any,               # a `RestBasis`, or a model of galaxies with one as `.basis`, and its `.population`
-    spectra: Any,             # `Spectra` of any instrument, or an object like those of specutils
-    z_range: tuple[float, float] = (0., 1.), # from, to
-    *,
-    instrument: Any = None,   # an `Instrument`, for its resolving power
-    population: Population | None = None, # of coefficients, if the model has none
-    prior: Any = None,        # p(z): a function, or two arrays (z, p); None for flat in ln(1 + z)
-    templates: Mapping[str, Any] | None = None, # name → `Template`, `RestBasis` or `Spectra` at rest, of other classes
-    n_component: int = 12,    # of a model with a population: mean and widest axes that are used
-    n_best: int = 5,          # minima to keep
-    errors: ErrorModel = ErrorModel(), # see `calibrate_errors`
-    error_floor: float = 0.02, # fraction of the flux added to the errors of pixels: no calibration is perfect
-    least_delta_chi2: float = 25., # to the next minimum, below which a redshift is flagged
-    poor_chi2: float = 3.,    # χ² per degree of freedom above which it is flagged
-    keep_curves: bool | None = None, # keep χ²(z); None for up to 10,000 spectra
-    chunk: int | None = None, # spectra at a time
-    progress: bool = True,    # show a bar
-) -> RedshiftResult:          # one row per spectrum, in their order
-    "Find the redshifts of galaxies."
-    spectra = spectra if isinstance(spectra, Spectra) else Spectra.from_object(spectra)
-    basis, population = _basis_of(model, population, max(int(n_component), 2))
-    log_z, device = _log_z_grid(basis, z_range), basis.basis.device
-    _check_overlap(basis, spectra.to_frame("vacuum").wave, log_z)
-    if n_best < 1: raise SpectraError(f"n_best must be at least 1; got {n_best}")
-    settings = _Settings(basis, population, log_z, torch.as_tensor(_prior_cost(prior, log_z), device=device), instrument, _templates(templates), int(n_best), errors, error_floor,
-                         least_delta_chi2, poor_chi2, len(spectra) <= 10_000 if keep_curves is None else keep_curves, chunk or (8 if device.type == "cpu" else 128))
-    rows, parts = [], []
-    with tqdm(total=len(spectra), desc="redshifts", unit="spectrum", disable=not progress) as bar:
-        for chosen, group in one_grid_each(spectra.to_frame("vacuum")):
-            data = redshifted(group, 0., instrument, error_floor=error_floor).to(device)
-            data = replace(data, ivar=torch.where(find_spikes(data), 0., data.ivar))
-            scan = prepare_scan(basis, data.wave, log_z, resolution=data.resolution, population=population)
-            work = partial(_estimate_chunk, settings, scan, prepare_second_scan(scan, population), basis.view(data.wave, data.resolution))
-            for part in side_by_side(work, [data[k:k + settings.chunk] for k in range(0, len(data), settings.chunk)], device):
-                parts.append(part)
-                bar.update(len(part["z"]))
-            rows.append(chosen)
-    return _result(settings, spectra, np.concatenate(rows) if rows else np.zeros(0, int), parts)
 
 # %% ../nbs/08_redshift.ipynb #33d32cc8
 @dataclass(frozen=True, repr=False)
@@ -758,13 +760,13 @@ class RedshiftResult:
         "Say how many redshifts were found, how precise, and how often each flag was raised."
         return _summary(self)
 
-# %% ../nbs/08_redshift.ipynb #cbc5c791
+# %% ../nbs/08_redshift.ipynb #56918f15
 def _result(settings: _Settings, spectra: Spectra, rows: np.ndarray, parts: list[dict[str, np.ndarray]]) -> RedshiftResult:
     "Put chunks together, in the order of the spectra."
     from astropy.table import QTable
 
     n, k = len(spectra), settings.n_best
-    empty = dict(minima_z=(k,), minima_delta_chi2=(k,), coefficients=(len(settings.basis),), curve=(len(settings.log_z) * settings.keep,), margins=(len(settings.templates),))
+    empty = dict(minima_z=(k,), minima_delta_chi2=(k,), coefficients=(len(settings.fine),), curve=(len(settings.log_z) * settings.keep,), margins=(len(settings.templates),))
     order = np.argsort(rows, kind="stable")
     take = lambda name: np.concatenate([part[name] for part in parts])[order] if parts else np.zeros((0, *empty.get(name, ())))  # noqa: E731
     table = QTable({"id": np.asarray(spectra.ids, dtype=str)})
@@ -783,7 +785,7 @@ def _result(settings: _Settings, spectra: Spectra, rows: np.ndarray, parts: list
         if name in table.colnames: table[name].info.format = form
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in RedshiftFlag}, ZMIN=float(np.expm1(settings.log_z[0])), ZMAX=float(np.expm1(settings.log_z[-1])))
     return RedshiftResult(table, np.expm1(settings.log_z), take("curve"), take("coefficients"), spectra,
-                          dict(basis=settings.basis, instrument=settings.instrument, scale=take("scale"), inflation=take("inflation"), cost=settings.cost.cpu().numpy()))
+                          dict(basis=settings.fine, instrument=settings.instrument, scale=take("scale"), inflation=take("inflation"), cost=settings.cost.cpu().numpy()))
 
 # %% ../nbs/08_redshift.ipynb #0473bb51
 def _as_fit_result(result: RedshiftResult) -> FitResult:
@@ -832,7 +834,7 @@ def _model_flux(result: RedshiftResult, row: int) -> np.ndarray:
 
 _LINES = {"[O II]": 3728.5, "K": 3934.8, "H": 3969.6, "Hδ": 4102.9, "G": 4305.6, "Hγ": 4341.7, "Hβ": 4862.7, "[O III]": 5008.2, "Mg": 5176.6, "Na": 5895.6, "[O I]": 6302.0, "Hα": 6564.6, "[S II]": 6725.}  # vacuum Å
 
-# %% ../nbs/08_redshift.ipynb #880df7e8
+# %% ../nbs/08_redshift.ipynb #e7f9060e
 def _plot(result: RedshiftResult, row: int):
     "Draw one spectrum and its χ²(z)."
     import matplotlib.pyplot as plt
@@ -850,7 +852,7 @@ def _plot(result: RedshiftResult, row: int):
         if np.isfinite(z) and good.any() and wave[good][0] < rest * (1 + z) < wave[good][-1]:
             top.axvline(rest * (1 + z), color="C0", lw=0.5, alpha=0.5)
             top.text(rest * (1 + z), 0.99, name, transform=top.get_xaxis_transform(), rotation=90, va="top", ha="right", fontsize=7)
-    top.set(xlabel="observed wavelength, Å (vacuum)", ylabel="flux")
+    top.set(xlabel="observed wavelength, Å (vacuum)", ylabel=f"flux, {result.spectra.meta.get('flux_unit') or 'unit of the data'}")
     if result.curves.shape[1]: bottom.plot(result.z_grid, result.curves[row], lw=0.7)
     for rank, (there, height) in enumerate(result.minima[row]): bottom.plot(there, height, "v" if rank else "o", color="C3" if rank else "C1", ms=5)
     bottom.set(xlabel="redshift", ylabel="Δχ²", xlim=result.z_grid[[0, -1]])
@@ -866,6 +868,50 @@ def _draw_probability(result: RedshiftResult, row: int, ax: Any) -> None:
     ax.step(result.z_grid[::width], share, where="post", color="tab:green", lw=0.9, alpha=0.8)
     ax.set(ylim=(0, 1.1), yticks=[0, 0.5, 1])
     ax.set_ylabel("P(z) in a bin", color="tab:green")
+
+# %% ../nbs/08_redshift.ipynb #bf207535
+def estimate_redshift(
+    model: Any,               # a `RestBasis`, or a model of galaxies with one as `.basis`, and its `.population`
+    spectra: Any,             # `Spectra` of any instrument, or an object like those of specutils
+    z_range: tuple[float, float] = (0., 1.), # from, to
+    *,
+    instrument: Any = None,   # an `Instrument`, for its resolving power
+    population: Population | None = None, # of coefficients, if the model has none
+    prior: Any = None,        # p(z): a function, or two arrays (z, p); None for flat in ln(1 + z)
+    templates: Mapping[str, Any] | None = None, # name → `Template`, `RestBasis` or `Spectra` at rest, of other classes
+    n_component: int = 12,    # of a model with a population: mean and widest axes that are compared at all redshifts
+    n_sharpen: int = 20,      # the same, for place and error of the best redshift
+    n_best: int = 5,          # minima to keep
+    errors: ErrorModel = ErrorModel(), # see `calibrate_errors`
+    error_floor: float = 0.02, # fraction of the flux added to the errors of pixels: no calibration is perfect
+    least_delta_chi2: float = 25., # to the next minimum, below which a redshift is flagged
+    poor_chi2: float = 3.,    # χ² per degree of freedom above which it is flagged
+    keep_curves: bool | None = None, # keep χ²(z); None for up to 10,000 spectra
+    chunk: int | None = None, # spectra at a time
+    progress: bool = True,    # show a bar
+) -> RedshiftResult:          # one row per spectrum, in their order
+    "Find the redshifts of galaxies."
+    spectra, given = spectra if isinstance(spectra, Spectra) else Spectra.from_object(spectra), population
+    basis, population = _basis_of(model, population, max(int(n_component), 2))
+    fine = _basis_of(model, given, max(int(n_sharpen), int(n_component), 2))
+    log_z, device = _log_z_grid(basis, z_range), basis.basis.device
+    _check_overlap(basis, spectra.to_frame("vacuum").wave, log_z)
+    if n_best < 1: raise SpectraError(f"n_best must be at least 1; got {n_best}")
+    settings = _Settings(basis, population, *fine, log_z, torch.as_tensor(_prior_cost(prior, log_z), device=device), instrument, _templates(templates), int(n_best), errors, error_floor,
+                         least_delta_chi2, poor_chi2, len(spectra) <= 10_000 if keep_curves is None else keep_curves, chunk or (8 if device.type == "cpu" else 128))
+    rows, parts = [], []
+    with tqdm(total=len(spectra), desc="redshifts", unit="spectrum", disable=not progress) as bar:
+        for chosen, group in one_grid_each(spectra.to_frame("vacuum")):
+            data = redshifted(group, 0., instrument, error_floor=error_floor).to(device)
+            data = replace(data, ivar=torch.where(find_spikes(data), 0., data.ivar))
+            scan = prepare_scan(basis, data.wave, log_z, resolution=data.resolution, population=population)
+            sharp = _Fine(fine[0].view(data.wave, data.resolution), prior_penalty(fine[1], len(fine[0])).to(device))
+            work = partial(_estimate_chunk, settings, scan, prepare_second_scan(scan, population), basis.view(data.wave, data.resolution), sharp)
+            for part in side_by_side(work, [data[k:k + settings.chunk] for k in range(0, len(data), settings.chunk)], device):
+                parts.append(part)
+                bar.update(len(part["z"]))
+            rows.append(chosen)
+    return _result(settings, spectra, np.concatenate(rows) if rows else np.zeros(0, int), parts)
 
 # %% ../nbs/08_redshift.ipynb #01d603fc
 def calibrate_errors(
@@ -888,3 +934,33 @@ def calibrate_errors(
 
     best = minimize(cost, [0.2, np.log(3e-6)], method="Nelder-Mead").x
     return ErrorModel(float(np.exp(best[0])), float(np.exp(best[1]) * SPEED_OF_LIGHT))
+
+# %% ../nbs/08_redshift.ipynb #1bc036d4
+@torch.no_grad()
+def refine_redshifts(
+    data: RedshiftedSpectra,  # galaxies with the redshifts of a catalogue
+    basis: RestBasis,         # learned from them, with few spectra
+    population: Population | None = None, # of its coefficients
+    *,
+    furthest: float = 200.,   # km/s by which a redshift may move
+    worst: float = 60.,       # km/s, the largest formal error of a redshift that is taken
+    chunk: int | None = None, # spectra at a time
+) -> RedshiftedSpectra:       # the same with better redshifts, to learn from
+    "Give the galaxies of a training set better redshifts than those of their catalogue."
+    chunk = chunk or (8 if data.flux.device.type == "cpu" else 128)
+    clean = replace(data, ivar=torch.where(find_spikes(data), 0., data.ivar))
+    fine = _Fine(basis.view(data.wave, data.resolution), prior_penalty(population, len(basis)).to(data.z.device))
+
+    def better(part: RedshiftedSpectra) -> Tensor:
+        old = torch.log1p(part.z)
+        found = _sharpened(fine, part, refine(fine.view, part.flux, part.ivar, old, fine.penalty))
+        moved = SPEED_OF_LIGHT * (found.log_z - old)
+        taken = (moved.abs() < furthest) & (found.curvature * worst**2 > SPEED_OF_LIGHT**2) & (found.n_valid >= 200)
+        return torch.stack([torch.where(taken, moved, torch.nan), SPEED_OF_LIGHT**2 / found.curvature])
+
+    parts = [clean[k:k + chunk] for k in range(0, len(data), chunk)]
+    moved, variance = torch.cat([data.z.new_zeros(2, 0), *side_by_side(better, parts, data.z.device)], 1)
+    weight = torch.where(moved.isnan(), 0., 1 / (variance + moved.abs().nanmedian().square() + 1))
+    mean = (weight * moved.nan_to_num()).sum() / weight.sum().clamp_min(1e-30)  # on average the catalogue is right
+    log_z = torch.log1p(data.z) + (moved - mean) / SPEED_OF_LIGHT
+    return replace(data, z=torch.where(moved.isnan(), data.z, torch.expm1(log_z)))

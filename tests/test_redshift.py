@@ -5,12 +5,12 @@ import pytest
 import torch
 from astropy.table import QTable
 
-from spectra_nn.core import Spectra, SpectraError, asset, log_grid, stack_spectra
+from spectra_nn.core import SPEED_OF_LIGHT, Spectra, SpectraError, asset, log_grid, stack_spectra
 from spectra_nn.galaxy_autoencoder import load_galaxy_model
 from spectra_nn.instruments import SDSS
 from spectra_nn.redshift import (
     ErrorModel, RedshiftFlag, RedshiftResult, Template, calibrate_errors, chi_squared_curve, estimate_redshift, find_minima, find_spikes,
-    leading_components, one_grid_each, prepare_scan, template_basis,
+    leading_components, narrow_redshift_axes, one_grid_each, prepare_scan, prior_penalty, redshift_axes, refine_redshifts, refine, sharpen, template_basis,
 )
 from spectra_nn.restframe_basis import Population, RestBasis, redshifted, render
 from spectra_nn.spectrum_files import info_column, read_spectra
@@ -168,12 +168,82 @@ def test_leading_components_find_the_same(basis, population, galaxies):
     model = Model()
     model.basis, model.population = basis, population
     z = np.random.default_rng(8).uniform(0.05, 0.4, 6)
-    both = [estimate_redshift(model, observe(basis, z, 20.0, seed=6), (0.0, 0.5), n_component=n, progress=False) for n in (3, 2)]
+    both = [estimate_redshift(model, observe(basis, z, 20.0, seed=6), (0.0, 0.5), n_component=n, n_sharpen=n, progress=False) for n in (3, 2)]
     assert both[0].coefficients.shape[1] == 3 and both[1].coefficients.shape[1] == 2 and np.abs(both[0].table["z"] - z).max() < 1e-3
     fewer, narrow = leading_components(basis, population, 2)
     assert torch.allclose(fewer.basis[0].double(), population.mean @ basis.basis.double(), rtol=1e-5) and narrow.direction.tolist() == [1, 0]
     right = estimate_redshift(fewer, observe(basis, z, 20.0, seed=6), (0.0, 0.5), population=narrow, progress=False)
     assert np.array_equal(right.table["z"], both[1].table["z"])
+    mixed = estimate_redshift(model, observe(basis, z, 20.0, seed=6), (0.0, 0.5), n_component=2, n_sharpen=3, progress=False)
+    assert mixed.coefficients.shape[1] == 3 and np.allclose(mixed.table["z"], both[0].table["z"], atol=2e-6) and np.allclose(mixed.table["z_err"], both[0].table["z_err"], rtol=0.02)
+    assert np.isfinite(mixed.model_flux(0)).sum() > 3000
+
+
+@pytest.fixture(scope="module")
+def blurred(basis, population):
+    "A basis with one spectrum more, as errors of 60 km/s in the redshifts of a catalogue make one, and its population."
+    slope = torch.gradient(basis.basis[2])[0] / basis.step * 60 / SPEED_OF_LIGHT
+    axes = torch.diag(torch.tensor([0.2, 0.2, 0.1, 0.1]).double())
+    return RestBasis(basis.rest_wave.numpy(), torch.cat([basis.basis, slope[None]])), Population(torch.tensor([0.8, 0.2, 0.1, 0.0]).double(), axes, torch.tensor([1.0, 1.0, 0.0, 0.0]).double())
+
+
+def test_axes_that_are_redshifts(basis, population, blurred, galaxies):
+    "What a catalogue's errors have put into a basis is found, and is not to spoil redshifts."
+    z, spectra = galaxies
+    share = redshift_axes(*blurred)
+    assert share[3] > 0.9 and share[:3].max() < 0.1
+    narrowed = narrow_redshift_axes(*blurred)
+    assert torch.allclose(narrowed.axes.diagonal() / blurred[1].axes.diagonal(), torch.tensor([1.0, 1.0, 1.0, 0.25]).double())
+    assert narrow_redshift_axes(basis, population) is population
+    data = redshifted(spectra, z)
+    offsets = []
+    for basis_, population_ in ((basis, population), (blurred[0], narrowed), blurred):
+        view, penalty = basis_.view(data.wave), prior_penalty(population_, len(basis_))
+        found = sharpen(view, data.flux, data.ivar, refine(view, data.flux, data.ivar, torch.log1p(data.z), penalty), penalty)
+        offsets.append(float(((found.log_z - torch.log1p(data.z)) * SPEED_OF_LIGHT).std()))
+    assert offsets[1] < 0.8 * offsets[2] and offsets[0] <= 1.1 * offsets[1], offsets
+
+
+def test_training_redshifts_get_better(basis, population, galaxies):
+    z, spectra = galaxies
+    off = np.random.default_rng(2).normal(0, 60, len(z)) * (1 + z) / SPEED_OF_LIGHT
+    wrong = np.arange(len(z)) < 3
+    data = redshifted(spectra, np.where(wrong, z + 0.05, z + off))
+    better = refine_redshifts(data, basis, population)
+    left = (better.z.numpy() - z) / (1 + z) * SPEED_OF_LIGHT
+    assert np.std(left[~wrong]) < 0.4 * np.std(off[~wrong]) * SPEED_OF_LIGHT and np.abs(left[wrong]).min() > 5000
+    moved = np.log1p(better.z.numpy()) - np.log1p(data.z.numpy())
+    assert abs(np.median(moved)) * SPEED_OF_LIGHT < 30 and torch.equal(better.flux, data.flux), "on average the catalogue is right"
+    assert np.array_equal(refine_redshifts(data[:0], basis, population).z, data.z[:0])
+    bad = redshifted(Spectra(spectra.wave, spectra.flux[:2], np.zeros_like(spectra.ivar[:2]), frame="vacuum"), z[:2])
+    assert np.array_equal(refine_redshifts(bad, basis, population).z, bad.z), "nothing to see, nothing to change"
+
+
+def test_flat_valleys_are_measured_over_two_pixels(basis):
+    "A faint spectrum's χ² has ripples from one pixel to the next; its error must still be one."
+    z = np.random.default_rng(5).uniform(0.05, 0.4, 40)
+    data = redshifted(observe(basis, z, 0.7, seed=7), z)
+    better = refine_redshifts(data, basis, furthest=1000.0, worst=1000.0)
+    assert ((better.z - data.z) != 0).sum() >= 32, "valleys are found"
+    view, penalty = basis.view(data.wave), prior_penalty(None, len(basis))
+    near = refine(view, data.flux, data.ivar, torch.log1p(data.z), penalty)
+    one, two = (sharpen(view, data.flux, data.ivar, near, penalty, apart).curvature for apart in (1.0, torch.full((40,), 2.0)))
+    assert (two > 0).sum() > (one > 0).sum() and (two > 0).sum() >= 36
+
+
+def test_errors_of_the_built_in_model():
+    "Strong lines that few spectra cannot make are moved instead; twenty make them, and errors are what they say."
+    survey = read_spectra(asset("mock_galaxies.npz"), progress=False)
+    z, kind, snr, ew = (info_column(survey, f"truth_{name}") for name in ("z_true", "outlier", "snr", "ew_halpha"))
+    usable = np.flatnonzero((kind == 0) & (snr >= 5) & (z > 0.01))
+    lively = usable[np.argsort(-(ew * snr)[usable])][:25]
+    rows = np.concatenate([lively, np.setdiff1d(usable, lively)[:75]])
+    model, _ = load_galaxy_model(asset("sdss_mock.safetensors"))
+    found = estimate_redshift(model, survey[rows], (0.0, 0.5), instrument=SDSS, keep_curves=False, progress=False)
+    off = (found.table["z"] - z[rows]) / (1 + z[rows])
+    pulls = off / (found.table["z_err"] / (1 + z[rows]))
+    assert 0.75 < np.std(pulls) < 1.25 and np.abs(pulls).max() < 4.5 and 0.5 < np.std(pulls[:25]) < 1.5
+    assert 1.4826 * np.median(np.abs(off)) < 2e-5 and np.std(off[:25]) < 1e-5
 
 
 def test_negative_light_and_the_edge(basis, galaxies):
