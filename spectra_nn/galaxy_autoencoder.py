@@ -199,7 +199,7 @@ def _unpacked(packed: Tensor, size: int) -> tuple[Tensor, ...]:
     vector, linear, last = packed[:, half:half + size], packed[:, half + size:half + 2 * size], packed[:, -2:]
     return matrix, vector, last[:, 0], last[:, 1], linear, spread.tril()
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #8dec310e
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #9d44e1b7
 def _packed_file(folder: Path, data: Sequence[RedshiftedSpectra | StreamedSpectra], model: GalaxyAutoencoder, chosen: Tensor, block: int | None, progress: bool) -> Tensor:
     "Write the rows of all galaxies to a file, those `chosen` first, unless it is there; return them mapped."
     digest = hashlib.sha256(b"".join(part.cpu().contiguous().numpy().tobytes() for part in (model.basis.basis, *model.population, chosen, *(part.z for part in data))))
@@ -236,7 +236,7 @@ def _allocate(path: Path, shape: tuple[int, int]) -> None:
 def _fill(rows: np.ndarray, place: np.ndarray, data: Sequence[RedshiftedSpectra | StreamedSpectra], model: GalaxyAutoencoder, block: int | None, progress: bool) -> None:
     "Project this process's share of the galaxies, and put galaxy k in row place[k]."
     (rank, world), first = processes(), 0
-    with tqdm(total=len(rows) // world, desc="projections", unit=" spectra", unit_scale=True, disable=not (progress and rank == 0)) as bar:
+    with tqdm(total=len(rows) // world, desc="projections", unit=" spectra", unit_scale=True, disable=not progress) as bar:
         for part in data:
             begin, end = len(part) * rank // world, len(part) * (rank + 1) // world
             at, first = first + begin, first + len(part)
@@ -262,7 +262,7 @@ def block_size(
     if block < 8: raise SpectraError(f"memory_budget is {memory_budget:.3g} bytes; a basis of {n_component} spectra from {basis_spectra} galaxies needs at least {always + 8 * each:.3g}. Give more, or fewer basis_spectra")
     return None if block >= max(map(len, data)) else min(block, 2048)
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #ee44995d
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #8c4dbd86
 def train_spender(
     data: Any,                      # training set: `RedshiftedSpectra`, or `ShardedSpectra` or a folder of shards, of which the training split is taken; or a list of these, one for each instrument
     recipe: GalaxyRecipe = GalaxyRecipe(), # sizes and length
@@ -280,9 +280,10 @@ def train_spender(
     data, folder = galaxy_parts(data), None if folder is None else Path(folder)
     block = block_size(data, recipe.n_component if basis is None else len(basis), memory_budget, basis_spectra)
     accelerator, some = _joined(accelerator), _some(data, basis_spectra, seed)
+    progress = progress and processes()[0] == 0
     if basis is None:
-        basis = fit_restframe_basis(some, recipe.n_component, turns=recipe.turns, seed=seed, block=block, folder=folder and folder / "basis", progress=progress and processes()[0] == 0)
-    projection = project_all(basis, some, block)
+        basis = fit_restframe_basis(some, recipe.n_component, turns=recipe.turns, seed=seed, block=block, folder=folder and folder / "basis", progress=progress)
+    projection = _projected(basis, some, block, None, progress)
     usable = _usable(projection, len(basis))
     projection = projection.take(usable)
     model, history = GalaxyAutoencoder(basis, fit_population(projection, block=block), recipe.n_latent, recipe.widths, seed).to(projection.vector.device), None
@@ -300,10 +301,10 @@ def train_spender(
                 history = learn((packed[len(kept):],), (packed[:len(kept)],))
     _canonical(model.to(projection.vector.device), projection, block)  # the networks may have been trained elsewhere
     window = shared_window(data, basis.rest_wave.cpu().numpy())
-    _measure_scatter(model, projection, project_all(basis, some, block, window).take(usable), block)
+    _measure_scatter(model, projection, _projected(basis, some, block, window, progress).take(usable), block)
     return model, history
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #d99458a5
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #39412e56
 def _joined(accelerator: Any) -> Any:
     "Return an accelerator when several processes train together, so that they know of each other from the start."
     if accelerator is not None or int(os.environ.get("WORLD_SIZE", 1)) == 1: return accelerator
@@ -317,6 +318,12 @@ def _shared(folder: str) -> Path:
     names = [folder]
     if processes()[1] > 1: torch.distributed.broadcast_object_list(names)
     return Path(names[0])
+
+
+def _projected(basis: RestBasis, data: Sequence[RedshiftedSpectra | StreamedSpectra], block: int | None, window: tuple[float, float] | None, progress: bool) -> Projection:
+    "Project all parts with a bar."
+    with tqdm(total=sum(map(len, data)), desc="scatter" if window else "population", unit=" spectra", unit_scale=True, disable=not progress) as bar:
+        return project_all(basis, data, block, window, bar.update)
 
 
 def _some(data: list[RedshiftedSpectra | StreamedSpectra], most: int, seed: int) -> list[RedshiftedSpectra | StreamedSpectra]:

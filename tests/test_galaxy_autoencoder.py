@@ -305,6 +305,14 @@ def test_a_streamed_training_goes_on_where_it_was_cut(shards, tmp_path, monkeypa
     assert not list(tmp_path.glob("*.part")) and len(list(tmp_path.glob("projections_*.npy"))) == 1
 
 
+def test_shards_in_air_are_seen_in_vacuum(galaxies, tmp_path):
+    air = replace(SDSS, name="SDSS in air", frame="air")
+    folder = write_shards(tmp_path / "air", air, galaxies.flux, galaxies.ivar, galaxies.z, galaxies.wave)
+    data, (spectra, z) = streamed(folder, "all"), ShardedSpectra.open(folder).read_all()
+    assert np.allclose(data.wave, redshifted(spectra, z).wave, rtol=1e-12) and not np.allclose(data.wave, air.wave_obs, rtol=1e-4)
+    assert np.allclose(data[3:5].flux, redshifted(spectra, z)[3:5].flux, rtol=2e-3, atol=1e-4) and data.keep(galaxies.z > 0.1).z.min() > 0.1
+
+
 def test_mixed_precision_leaves_double_networks_alone(galaxies):
     basis = fit_restframe_basis(galaxies, 6, turns=1, progress=False)
     models = [train_spender(galaxies, replace(SMALL, train=replace(SMALL.train, mixed_precision=kind)), basis=basis, progress=False)[0] for kind in ("no", "bf16")]
