@@ -179,7 +179,7 @@ def _usable(projection: Projection, n_component: int) -> Tensor:
     "Mark spectra (n,) with enough pixels to learn from."
     return projection.n_valid > 10 * n_component
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #f349b7f4
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #5b9e8061
 def _packed(arrays: Sequence[Tensor]) -> Tensor:
     "Put what a step needs of each galaxy, as from `_training_arrays`, in rows (n, width) of float32."
     matrix, vector, power, n_valid, linear, spread = arrays
@@ -193,11 +193,11 @@ def _unpacked(packed: Tensor, size: int) -> tuple[Tensor, ...]:
     row, column = torch.tril_indices(size, size)
     place = torch.zeros(size, size, dtype=torch.long)
     place[row, column] = torch.arange(half)
-    lower, packed = place.tril().to(packed.device), packed.double()
-    both = torch.maximum(lower, lower.T).reshape(-1)
-    matrix, spread = (packed[:, first:first + half].index_select(1, index).view(-1, size, size) for first, index in ((0, both), (half + 2 * size, lower.reshape(-1))))
-    vector, linear, last = packed[:, half:half + size], packed[:, half + size:half + 2 * size], packed[:, -2:]
-    return matrix, vector, last[:, 0], last[:, 1], linear, spread.tril()
+    lower = place.to(packed.device)
+    square = lambda first, index: packed[:, first:first + half].index_select(1, index.reshape(-1)).view(-1, size, size)  # noqa: E731
+    matrix, spread = square(0, torch.maximum(lower, lower.T)).double(), square(half + 2 * size, lower).tril_().double()
+    vector, linear, last = (part.double() for part in (packed[:, half:half + size], packed[:, half + size:half + 2 * size], packed[:, -2:]))
+    return matrix, vector, last[:, 0], last[:, 1], linear, spread
 
 # %% ../nbs/07c_galaxy_autoencoder.ipynb #9d44e1b7
 def _packed_file(folder: Path, data: Sequence[RedshiftedSpectra | StreamedSpectra], model: GalaxyAutoencoder, chosen: Tensor, block: int | None, progress: bool) -> Tensor:
