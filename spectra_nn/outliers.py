@@ -27,10 +27,10 @@ from .spender_files import read_legacy
 from .training import TrainConfig, train
 
 # %% auto #0
-__all__ = ['PARTS', 'MaskedFlow', 'LatentFlow', 'train_flow', 'save_flow', 'load_flow', 'FittedGalaxies', 'fit_linear',
-           'usual_error', 'add_spectra', 'broad_lines', 'SecondSearch', 'prepare_second', 'find_second',
-           'OutlierReference', 'Answers', 'ask', 'surprise', 'surprises', 'calibrate', 'OutlierResult', 'outlier_score',
-           'smooth_residual', 'strange_regions', 'plot_outliers']
+__all__ = ['PARTS', 'MaskedFlow', 'OutlierReference', 'LatentFlow', 'train_flow', 'save_flow', 'load_flow', 'FittedGalaxies',
+           'fit_linear', 'usual_error', 'add_spectra', 'broad_lines', 'SecondSearch', 'prepare_second', 'find_second',
+           'Answers', 'ask', 'surprise', 'surprises', 'calibrate', 'OutlierResult', 'outlier_score', 'smooth_residual',
+           'strange_regions', 'plot_outliers']
 
 # %% ../nbs/09_outliers.ipynb #6bb79465
 class MaskedFlow(nn.Module):
@@ -134,6 +134,12 @@ def _fill(flow: MaskedFlow, found: dict[str, Tensor], path: Path) -> None:
             if not torch.equal(found[f"mask{step}_{k}"].double(), mask): raise SpectraError(f"{path}: the masks of map {step} are not those of an autoregressive network, so its densities would be wrong")
             found[f"weight{step}_{k}"] = found[f"weight{step}_{k}"].double() * mask
     flow.load_state_dict({name: found[name].to(place) for name, place in places.items()})
+
+# %% ../nbs/09_outliers.ipynb #2e268347
+class OutlierReference(NamedTuple):
+    "The answers of ordinary galaxies."
+    answers: np.ndarray # (n_ref, 6) one column for each of `PARTS`
+    excess: Tensor      # (n_rest,) ε² of the model
 
 # %% ../nbs/09_outliers.ipynb #f0fabf12
 def _spline_flow(n_latent: int, widths: Sequence[int], n_step: int, bins: int) -> nn.Module:
@@ -466,14 +472,8 @@ def _redshift_instead(model: GalaxyAutoencoder, view: BasisView, fit: FittedGala
     saved = (weight * (fit.residual.square() - residual.square())).double().sum(1)
     return torch.where(torch.isfinite(z), saved, 0.)
 
-# %% ../nbs/09_outliers.ipynb #94fb80ee
+# %% ../nbs/09_outliers.ipynb #9cf72fc8
 PARTS = ("latents", "reconstruction", "broad lines", "star", "second galaxy", "redshift")
-
-
-class OutlierReference(NamedTuple):
-    "The answers of ordinary galaxies."
-    answers: np.ndarray # (n_ref, 6) one column for each of `PARTS`
-    excess: Tensor      # (n_rest,) ε² of the model
 
 # %% ../nbs/09_outliers.ipynb #7272d1ae
 class Answers(NamedTuple):
