@@ -200,7 +200,7 @@ def _read_job(kind: type, path: Path) -> SurveyJob:
         return kind(**told, folder=str(path.parent))
     except SpectraError as error: raise SpectraError(f"{path}: {error}") from error
 
-# %% ../nbs/11_survey.ipynb #2105a33c
+# %% ../nbs/11_survey.ipynb #31ec2064
 def count_spectra(
     path: str | os.PathLike,  # a file of spectra
 ) -> int:                     # 1 where the number cannot be told without reading the file
@@ -208,7 +208,7 @@ def count_spectra(
     path = Path(path)
     try:
         with open(path, "rb") as file: start = file.read(8)
-        if start.startswith(b"SIMPLE"): shape = _fits_shape(path)
+        if start.startswith(b"SIMPLE") or (start.startswith(b"\x1f\x8b") and path.stat().st_size > 1e6): shape = _fits_shape(path)
         elif start.startswith(b"PK"): shape = _npz_shape(path)
         elif start.startswith(b"\x89HDF"): shape = _hdf5_shape(path)
         elif start.startswith(b"PAR1"): shape = _parquet_shape(path)
@@ -230,9 +230,12 @@ def _fits_shape(path: Path) -> tuple:
                 forms = {header.get(f"TTYPE{n}", ""): str(header.get(f"TFORM{n}", "")) for n in range(1, header["TFIELDS"] + 1)}
                 which = known_names(forms)
                 if {"wave", "flux"} <= set(which): return (header["NAXIS2"], 0) if re.match(r"\d*[PQ]|(?!1\D)\d+\D", forms[which["flux"]]) else ()
-            elif header.get("NAXIS", 0): images[header.get("EXTNAME", "FLUX" if k == 0 else "")] = tuple(header[f"NAXIS{n}"] for n in range(header["NAXIS"], 0, -1))
+            elif header.get("NAXIS", 0):
+                images[header.get("EXTNAME", "FLUX" if k == 0 else "")] = tuple(header[f"NAXIS{n}"] for n in range(header["NAXIS"], 0, -1))
+                if len(images) == 1: scaled = "CRVAL1" in header and header["NAXIS1"] != 8575 and header.get("TELESCOP") != "LAMOST"
     which = known_names(images)
-    return images[which["flux"]] if {"wave", "flux"} <= set(which) else ()
+    if {"wave", "flux"} <= set(which): return images[which["flux"]]
+    return next(iter(images.values())) if images and scaled else ()
 
 # %% ../nbs/11_survey.ipynb #2ca909e8
 def _npz_shape(path: Path) -> tuple:
