@@ -741,28 +741,27 @@ def _write_failures(path: Path, failures: Sequence[tuple[str, str]]) -> None:
     "Write what could not be used and why."
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file: csv.writer(file).writerows([("file", "reason"), *failures])
 
-# %% ../nbs/11_survey.ipynb #9414de57
+# %% ../nbs/11_survey.ipynb #b520a833
 def _histograms(table: Any) -> bytes:
     "Figure of the values of each column that has an error, and of χ²."
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot, which may look for a screen where there is none
 
-    good = np.asarray(table["flags"]) == 0
-    names = [name for name in table.dtype.names if f"{name}_err" in table.dtype.names][:11]
-    values = {name: np.asarray(table[name], float) for name in names}
+    good, errors = np.asarray(table["flags"]) == 0, {name: f"{name}_err" for name in table.dtype.names if f"{name}_err" in table.dtype.names}
+    values = {name: np.asarray(table[name], float) for name, error in errors.items() if np.isfinite(table[error]).any()}
     if {"chi2", "dof"} <= set(table.dtype.names): values["χ² / dof"] = np.asarray(table["chi2"], float) / np.maximum(table["dof"], 1)
-    fig, axes = plt.subplots(-(-len(values) // 4), 4, figsize=(10, 2.2 * -(-len(values) // 4)), layout="constrained", squeeze=False)
+    n_line = max(-(-len(values) // 4), 1)
+    fig = Figure(figsize=(10, 2.2 * n_line), layout="constrained")
+    axes = fig.subplots(n_line, 4, squeeze=False)
     for ax in axes.flat[len(values):]: ax.axis("off")
     for ax, (name, column) in zip(axes.flat, values.items()):
-        known = column[np.isfinite(column)]
-        if not len(known): continue
-        edges = np.linspace(*np.quantile(known, [0.005, 0.995]), 41) + np.linspace(-1e-9, 1e-9, 41)
-        ax.hist(known, edges, color="0.8", label="all")
-        ax.hist(column[good & np.isfinite(column)], edges, color="C0", label="without a flag")
+        known = np.isfinite(column)
+        edges = np.linspace(*(np.quantile(column[known], [0.005, 0.995]) + [-1e-9, 1e-9] if known.any() else (0, 1)), 41)
+        for rows, colour, label in ((known, "0.8", "all"), (known & good, "C0", "without a flag")): ax.hist(column[rows], edges, color=colour, label=label, histtype="stepfilled")
         ax.set(xlabel=name, yticks=[])
     axes.flat[0].legend(fontsize=8)
     return figure_png(fig, dpi=90)
 
-# %% ../nbs/11_survey.ipynb #06e16093
+# %% ../nbs/11_survey.ipynb #335ad122
 def _write_report(job: SurveyJob, plan: SurveyPlan, report: SurveyReport, table: Any) -> None:
     "Write the page on a survey."
     counts = Table("Spectra with each flag", ("flag", "spectra"), tuple((name, str(n)) for name, n in report.flags.items()))
@@ -771,7 +770,7 @@ def _write_report(job: SurveyJob, plan: SurveyPlan, report: SurveyReport, table:
     chapters = [Chapter("In short", repr(report).split("\n")[0], f"{len(plan.files)} files, of which {len({name for name, _ in report.failures})} could not be used.", (), (settings,)),
                 Chapter("Flags", f"{report.flags.get('none', 0)} of {report.n_spectra} spectra without a flag", "", (), (counts,))]
     if report.failures: chapters.append(Chapter("Files that could not be used", f"{len(report.failures)} reasons", "All of them are in failures.csv.", (), (lost,)))
-    if len(table): chapters.append(Chapter("Values", "95 of 100 grey bars blue is a good survey; a peak at an edge is not", "", ((_histograms(table), "Grey: all spectra. Blue: those without a flag."),)))
+    if len(table): chapters.append(Chapter("Values", "A peak at an edge, or grey that is nowhere blue, is a question to the job", "", ((_histograms(table), "Grey: all spectra. Blue: those without a flag."),)))
     write_report(job.place(job.output) / "report.html", f"Survey: {job.task}", f"{report.n_spectra} spectra with {job.model}.", chapters)
 
 
