@@ -804,7 +804,7 @@ def distil(
     pupil.info.provenance.update(origin=f"taught by: {known.get('origin', 'an emulator')}", training_set=known.get("training_set", {}))
     return pupil
 
-# %% ../nbs/03_emulator.ipynb #181b58ee
+# %% ../nbs/03_emulator.ipynb #17fb7512
 def __getattr__(name: str) -> Any:
     "Find `validate` and its plots here too; they are loaded when first asked for."
     if name in ("validate", "plot_recovery", "plot_pixel_error", "suggest_labels"):

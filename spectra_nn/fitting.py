@@ -1090,7 +1090,7 @@ def fit(
     table = result_table(context["emulator"], entry.spectra.ids, everything, entry.names)
     return FitResult(table, everything["covariance"], entry.names, entry.spectra, everything["good"], everything["level"], context)
 
-# %% ../nbs/05_fitting.ipynb #e13b7268
+# %% ../nbs/05_fitting.ipynb #e08d4ea0
 def __getattr__(name: str) -> Any:
     "Find what is built on fits; it is loaded when first asked for."
     higher = {"fit_abundances": "abundances", "sample_posterior": "posterior"}

@@ -141,6 +141,12 @@ class OutlierReference(NamedTuple):
     answers: np.ndarray # (n_ref, 6) one column for each of `PARTS`
     excess: Tensor      # (n_rest,) ε² of the model
 
+# %% ../nbs/09_outliers.ipynb #a6a431f8
+class OutlierReference(NamedTuple):
+    "The answers of ordinary galaxies."
+    answers: np.ndarray # (n_ref, 6) one column for each of `PARTS`
+    excess: Tensor      # (n_rest,) ε² of the model
+
 # %% ../nbs/09_outliers.ipynb #f0fabf12
 def _spline_flow(n_latent: int, widths: Sequence[int], n_step: int, bins: int) -> nn.Module:
     "Build a spline flow."

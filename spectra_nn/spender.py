@@ -691,7 +691,7 @@ def spender_losses(
         consistency = consistency_loss(s, model.encode(augmented[0]), None if config.scale_free else config.tolerance)
     return fidelity_loss(y, w, m, model.valid(instrument, z)), similarity, consistency
 
-# %% ../nbs/07_spender.ipynb #f7bfa07f
+# %% ../nbs/07_spender.ipynb #7ae613a7
 def __getattr__(name: str) -> Any:
     "Forward what is defined in later notebooks."
     from importlib import import_module

@@ -116,13 +116,18 @@ def test_annotations_are_known_where_they_are_used(path):
     cells = [cell for cell in read(path) if cell.exported]
     home = {node.name: k for k, cell in enumerate(cells) for node in cell.tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
     for k, cell in enumerate(cells):
-        for node in cell.tree.body:
-            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+        public = [node for node in cell.tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_")]
+        shown = [part for node in public for part in ([node] if isinstance(node, ast.FunctionDef) else node.body)]
+        for node in shown:
+            if isinstance(node, ast.AnnAssign):  # a field of a record
+                said, name = [node.annotation], ast.unparse(node.target)
+            elif isinstance(node, ast.FunctionDef) and (node in public or node.name == "__init__"):
+                said, name = [node.returns, *(a.annotation for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs])], node.name
+            else:
                 continue
-            said = [node.returns, *(a.annotation for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs])]
-            used = {name.id for part in said if part is not None for name in ast.walk(part) if isinstance(name, ast.Name)}
-            later = sorted(name for name in used if home.get(name, -1) > k)
-            assert not later, f"{node.name} names {', '.join(later)}, defined further down: move it up"
+            used = {word.id for part in said if part is not None for word in ast.walk(part) if isinstance(word, ast.Name)}
+            later = sorted(word for word in used if home.get(word, -1) > k)
+            assert not later, f"{name} names {', '.join(later)}, defined further down: move it up"
 
 
 @each_notebook
