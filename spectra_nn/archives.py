@@ -7,7 +7,7 @@ __all__ = ['SDSS_ARCHIVE', 'BOSS_ARCHIVE', 'DESI_ARCHIVE', 'DESI_DR1_ARCHIVE', '
            'read_catalog', 'query', 'get_spectra', 'BatchWarning', 'prepare_spectrum', 'make_batch', 'prepare_spectra',
            'get_image']
 
-# %% ../nbs/05f_archives.ipynb #846f8e06
+# %% ../nbs/05f_archives.ipynb #589dd186
 import operator
 import os
 import re
@@ -24,7 +24,7 @@ from .core import SpectraError
 from .download import download, download_many
 from .sky import sky_mask
 from .spectrum_files import open_fits, read_spectra
-from .survey_files import table_records
+from .survey_files import SDSS_FATAL, table_records
 
 # %% ../nbs/05f_archives.ipynb #f2bb8036
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def _finish(flux: np.ndarray, weight: np.ndarray, z: float, wave: np.ndarray, sk
     fits_in = np.isfinite(spec) & np.isfinite(w)
     return np.where(fits_in, spec, 0), np.where(fits_in, w, 0), norm, ""
 
-# %% ../nbs/05f_archives.ipynb #cda4a1c5
+# %% ../nbs/05f_archives.ipynb #15024d8b
 def _sdss_pixels(path: Path, wave: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
     "Return flux and weights (n_pix,) on the grid `wave`, redshift and its error (not a number if the file has none)."
     start, step = np.log10(wave[0]), np.log10(wave[-1] / wave[0]) / (len(wave) - 1)
@@ -318,7 +318,7 @@ def _sdss_pixels(path: Path, wave: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
         z, z_err = (float(results[name][0]) if len(results) == 1 and name in (results.dtype.names or ()) else np.nan for name in ("z", "z_err"))
         place = (table["loglam"].astype(float) - start) / step
         if not np.all(np.abs(place - np.round(place)) < 0.25): raise SpectraError("its pixels do not lie on the grid of the instrument")
-        measured, ivar = table["flux"].astype(float), np.where(table["and_mask"] == 0, table["ivar"].astype(float), 0)
+        measured, ivar = table["flux"].astype(float), np.where(table["and_mask"].astype(np.int64) & SDSS_FATAL, 0, table["ivar"].astype(float))
     pixel = np.clip(np.round(place), -1, len(wave)).astype(int)
     inside = (pixel >= 0) & (pixel < len(wave))
     if not inside.any(): raise SpectraError("its wavelengths are all outside the grid of the instrument")

@@ -13,8 +13,8 @@ from .core import Spectra, SpectraError
 from .named_arrays import choose_rows, ivar_of_error, merge_pixels, native, plain, spectra_with_info, unit_factor
 
 # %% auto #0
-__all__ = ['ASPCAP_CHIPS', 'table_records', 'read_sdss', 'read_lamost', 'header_wave', 'read_section', 'read_desi', 'apogee_wave',
-           'read_apstar', 'read_apvisit']
+__all__ = ['SDSS_FATAL', 'ASPCAP_CHIPS', 'table_records', 'read_sdss', 'read_lamost', 'header_wave', 'read_section', 'read_desi',
+           'apogee_wave', 'read_apstar', 'read_apvisit']
 
 # %% ../nbs/00h_survey_files.ipynb #c44a8f20
 _FORMATS = {"B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8", "L": "S1"}  # of FITS columns, in numpy
@@ -58,8 +58,8 @@ def table_records(
     if len(data) < width * n_row: raise SpectraError(f"the file is cut short in table {hdu.name}")
     return np.frombuffer(data, dtype)
 
-# %% ../nbs/00h_survey_files.ipynb #c93882a4
-_SDSS_FATAL = sum(1 << bit for bit in (0, 1, 3, 18, 22, 23, 24, 25, 26, 27, 28))
+# %% ../nbs/00h_survey_files.ipynb #365b6bc9
+SDSS_FATAL = sum(1 << bit for bit in (0, 1, 3, 18, 22, 23, 24, 25, 26, 27, 28))  # of and_mask
 _FWHM = np.sqrt(8 * np.log(2))
 
 
@@ -73,7 +73,7 @@ def read_sdss(
     log_wave = native(table["loglam"], float)
     exact = np.round(log_wave, 4)
     log_wave = exact if np.abs(log_wave - exact).max() < 1e-6 else log_wave
-    mask = (table["and_mask"].astype(np.int64) & _SDSS_FATAL) != 0 if "and_mask" in table.dtype.names else None
+    mask = (table["and_mask"].astype(np.int64) & SDSS_FATAL) != 0 if "and_mask" in table.dtype.names else None
     info, notes = _sdss_results(hdus), [] if mask is not None else ["no and_mask: only ivar tells bad pixels"]
     width = native(table["wdisp"], float) if "wdisp" in table.dtype.names else np.zeros(0)
     if (width > 0).any():

@@ -17,6 +17,7 @@ from spectra_nn.archives import (APOGEE_ARCHIVE, BOSS_ARCHIVE, DESI_ARCHIVE, SDS
                                  prepare_spectra, prepare_spectrum, query, read_catalog, spectrum_path)
 from spectra_nn.core import SpectraError, asset
 from spectra_nn.sky import sky_mask
+from spectra_nn.survey_files import SDSS_FATAL
 
 SDSS_WAVE = 10 ** (3.578 + 1e-4 * np.arange(3921))
 BOSS_WAVE = 10 ** (3.549 + 1e-4 * np.arange(4686))
@@ -39,9 +40,9 @@ def write_sdss(path, plate=1, mjd=50000, fiber=1, *, z=0.1, level=3.0, change=No
 
 
 def expected(columns, wave, z):
-    """What spender makes of an SDSS file, written out: on the grid, masked, sky lines cut, normalised by the lower median."""
+    """What spender makes of an SDSS file, written out, but for pixels that are only warned of: on the grid, masked, sky lines cut, normalised by the lower median."""
     start = round((float(columns["loglam"][0]) - np.log10(wave[0])) / 1e-4)
-    flux, ivar = columns["flux"].copy(), np.where((columns["and_mask"] != 0) | (columns["ivar"] <= 1e-6), 0, columns["ivar"])
+    flux, ivar = columns["flux"].copy(), np.where((columns["and_mask"] & SDSS_FATAL != 0) | (columns["ivar"] <= 1e-6), 0, columns["ivar"])
     flux, ivar, start = (flux[-start:], ivar[-start:], 0) if start < 0 else (flux, ivar, start)
     n = min(len(flux), len(wave) - start)
     spec, w = torch.zeros(len(wave)), torch.zeros(len(wave))
@@ -52,9 +53,20 @@ def expected(columns, wave, z):
     return spec / norm, w * norm**2, norm
 
 
+def test_a_warning_costs_no_pixel(tmp_path):
+    """MANYBADCOLUMNS and NEARBADPIXEL are set for whole spectra that are fine."""
+    def warned(columns):
+        columns["and_mask"][:] = 1 << 4 | 1 << 16
+
+    for fiber, change in ((1, warned), (2, None)):
+        write_sdss(spectrum_path(SDSS_ARCHIVE, tmp_path, (1, 50000, fiber)), fiber=fiber, change=change)
+    w = make_batch(SDSS_ARCHIVE, tmp_path, [(1, 50000, 1), (1, 50000, 2)], wave=SDSS_WAVE, fetch=False)[1]
+    assert torch.equal(w[0] > 0, w[1] > 0) and (w[0] > 0).sum() > 3000
+
+
 def test_is_what_spender_makes_of_it(tmp_path):
     def flagged(columns):
-        columns["and_mask"][100:150], columns["ivar"][200:210], columns["flux"][120] = 1 << 19, 1e-7, 900.0
+        columns["and_mask"][100:150], columns["ivar"][200:210], columns["flux"][120] = 1 << 23, 1e-7, 900.0
 
     columns = write_sdss(spectrum_path(SDSS_ARCHIVE, tmp_path, (1, 50000, 1)), change=flagged)
     spec, w, z, norm, zerr = make_batch(SDSS_ARCHIVE, tmp_path, [(1, 50000, 1)], wave=SDSS_WAVE, fetch=False)
