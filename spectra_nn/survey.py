@@ -441,7 +441,7 @@ def _setup(job_text: str) -> _Setup:
     task = {"fit": _fit_task, "redshift": _redshift_task, "encode": _encode_task, "outliers": _outliers_task}[job.task]
     return _Setup(job, _read_plan(job.place(job.output)), task, _options(job), model, density)
 
-# %% ../nbs/11_survey.ipynb #d58bae34
+# %% ../nbs/11_survey.ipynb #e23f91ca
 class _Part(NamedTuple):
     "Spectra of one file."
     name: str
@@ -472,6 +472,7 @@ def _read_shard(setup: _Setup, shard: Sequence[Piece]) -> tuple[list[_Part], lis
 
 def _batch(parts: Sequence[_Part]) -> Spectra:
     "Put spectra of several files together, names made unique, with what the files say of each."
+    if len(parts) == 1: return parts[0].spectra
     seen: dict[str, int] = {}
     info, renamed, frames = {}, [], {part.spectra.velocity_frame for part in parts}
     for part in parts:
