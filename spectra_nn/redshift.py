@@ -22,11 +22,11 @@ from .resample import interpolation_matrix
 from .restframe_basis import BasisView, Population, RedshiftedSpectra, RestBasis, redshifted, render
 
 # %% auto #0
-__all__ = ['RedshiftFlag', 'find_spikes', 'Scan', 'prior_penalty', 'prepare_scan', 'normal_matrices', 'chi_squared_curve',
-           'find_minima', 'Refined', 'Profile', 'refine', 'sharpen', 'ErrorModel', 'Template', 'one_grid_each',
-           'SecondScan', 'prepare_second_scan', 'free_calibration', 'second_source_curve', 'without_best_stretch',
-           'template_basis', 'star_basis', 'redshift_axes', 'narrow_redshift_axes', 'leading_components',
-           'side_by_side', 'RedshiftResult', 'estimate_redshift', 'calibrate_errors', 'refine_redshifts']
+__all__ = ['RedshiftFlag', 'Scan', 'prior_penalty', 'prepare_scan', 'normal_matrices', 'chi_squared_curve', 'find_minima',
+           'Refined', 'Profile', 'refine', 'sharpen', 'ErrorModel', 'find_spikes', 'SecondScan', 'prepare_second_scan',
+           'free_calibration', 'second_source_curve', 'without_best_stretch', 'Template', 'template_basis',
+           'star_basis', 'redshift_axes', 'narrow_redshift_axes', 'leading_components', 'RedshiftResult',
+           'one_grid_each', 'side_by_side', 'estimate_redshift', 'calibrate_errors', 'refine_redshifts']
 
 # %% ../nbs/08_redshift.ipynb #0183c4d8
 class RedshiftFlag(IntFlag):
@@ -40,25 +40,6 @@ class RedshiftFlag(IntFlag):
     NOT_CONVERGED = 64     # χ² has no valley where the scan saw one
     OTHER_CLASS = 128      # a template of another class fits better
     SECOND_SOURCE = 256    # with a second galaxy at another redshift the fit is much better: a blend, and either may be the one that was meant
-
-# %% ../nbs/08_redshift.ipynb #cff026a4
-def find_spikes(
-    data: RedshiftedSpectra, # spectra on their detector's pixels
-    least: float = 6.,       # height above the surroundings, in errors
-) -> Tensor:                 # (n_spec, n_pix) True for such pixels and the two beside them
-    "Find peaks too narrow to be lines: what cosmic rays leave."
-    at = lambda values, k: nn.functional.pad(values, (6, 6))[:, 6 + k:6 + k + values.shape[1]]  # noqa: E731
-    flux, ivar = data.flux, data.ivar
-    resolution = 2000. if data.resolution is None else data.resolution
-    spacing = SPEED_OF_LIGHT * np.gradient(np.log(data.wave))
-    narrowest = np.exp(-0.5 * spacing**2 / ((SPEED_OF_LIGHT / 2.3548 / resolution)**2 + 30**2))  # share of a line's height one pixel off its centre
-    weight = sum(at(ivar, k) for k in (-6, -5, -4, 4, 5, 6))
-    around = sum(at(ivar * flux, k) for k in (-6, -5, -4, 4, 5, 6)) / weight.clamp_min(1e-30)
-    left, right, height = at(flux, -1), at(flux, 1), flux - around
-    narrow = (left + right) / 2 - around < 0.75 * torch.as_tensor(narrowest).to(flux) * height
-    known = (ivar > 0) & (at(ivar, -1) > 0) & (at(ivar, 1) > 0) & (weight > 0)
-    spike = (known & narrow & (height * ivar.sqrt() > least) & (flux >= left) & (flux >= right)).to(flux)
-    return (spike + at(spike, -1) + at(spike, 1)) > 0
 
 # %% ../nbs/08_redshift.ipynb #1fa8c174
 class Scan(NamedTuple):
@@ -118,7 +99,7 @@ def prepare_scan(
                 torch.arange(first, first - len(log_z), -1, device=device) % n_fft, torch.fft.rfft(shifted, n_fft),
                 torch.fft.rfft(shifted[k] * shifted[l], n_fft), prior_penalty(population, len(basis)).to(device), n_rest, n_fft)
 
-# %% ../nbs/08_redshift.ipynb #b513c427
+# %% ../nbs/08_redshift.ipynb #c739e38d
 def _onto(scan: Scan, values: Tensor) -> Tensor:
     "Add pixel values (n, n_pix) up on the scan's pixels (n, length), each shared between its two neighbours."
     at = scan.position.floor().clamp(0, scan.length - 2)
@@ -126,18 +107,6 @@ def _onto(scan: Scan, values: Tensor) -> Tensor:
     at = at.long()
     sums = values.new_zeros(len(values), scan.length)
     return sums.index_add_(1, at, values * (1 - share)).index_add_(1, at + 1, values * share)
-
-
-def _reduction(matrix: Tensor, vector: Tensor) -> Tensor:
-    "Return bᵀA⁻¹b (n, n_z) of matrices (n, K, K, n_z) and vectors (n, K, n_z) by elimination, for all of them at once; both are used up."
-    total = torch.zeros_like(vector[:, 0])
-    for k in range(vector.shape[1]):
-        ratio = matrix[:, k, k + 1:] / matrix[:, k, k, None]
-        total += vector[:, k].square() / matrix[:, k, k]
-        vector[:, k + 1:] -= ratio * vector[:, k, None]
-        for row in range(k + 1, vector.shape[1]):
-            matrix[:, row, row:] -= ratio[:, row - k - 1, None] * matrix[:, k, row:]
-    return total
 
 # %% ../nbs/08_redshift.ipynb #61acb6a8
 def normal_matrices(
@@ -152,18 +121,19 @@ def normal_matrices(
     matrix[:, k, l] = torch.fft.irfft(scan.double * weight[:, None], scan.n_fft)[..., scan.shift]
     return matrix.add_(scan.penalty.triu()[None, :, :, None])
 
-# %% ../nbs/08_redshift.ipynb #76676ff3
-def chi_squared_curve(
-    scan: Scan,    # a basis, ready
-    flux: Tensor,  # (n_spec, n_pix) flux, mean near 1
-    ivar: Tensor,  # (n_spec, n_pix) 0 where bad
-) -> Tensor:       # (n_spec, n_z) χ² with the best coefficients at each redshift, float64
-    "Compare spectra with a basis at all redshifts."
-    pull = torch.fft.rfft(_onto(scan, (ivar * flux).double()), scan.n_fft).conj()
-    vector = torch.fft.irfft(scan.single * pull[:, None], scan.n_fft)[..., scan.shift]
-    return _power(scan, flux, ivar) - _reduction(normal_matrices(scan, ivar), vector)
+# %% ../nbs/08_redshift.ipynb #096f8ad8
+def _reduction(matrix: Tensor, vector: Tensor) -> Tensor:
+    "Return bᵀA⁻¹b (n, n_z) of matrices (n, K, K, n_z) and vectors (n, K, n_z) by elimination, for all of them at once; both are used up."
+    total = torch.zeros_like(vector[:, 0])
+    for k in range(vector.shape[1]):
+        ratio = matrix[:, k, k + 1:] / matrix[:, k, k, None]
+        total += vector[:, k].square() / matrix[:, k, k]
+        vector[:, k + 1:] -= ratio * vector[:, k, None]
+        for row in range(k + 1, vector.shape[1]):
+            matrix[:, row, row:] -= ratio[:, row - k - 1, None] * matrix[:, k, row:]
+    return total
 
-# %% ../nbs/08_redshift.ipynb #6786e9f0
+# %% ../nbs/08_redshift.ipynb #044369b6
 def _smooth(flux: Tensor, ivar: Tensor, width: int = 101) -> Tensor:
     "Return the running weighted mean (n_spec, n_pix) of spectra."
     n = flux.shape[1]
@@ -181,7 +151,7 @@ def _null(part: RedshiftedSpectra) -> Tensor:
     "Return χ² (n_spec, n_pix) of the null model in each pixel."
     return part.ivar * (part.flux - _smooth(part.flux, part.ivar)).square()
 
-
+# %% ../nbs/08_redshift.ipynb #77197748
 def _power(scan: Scan, flux: Tensor, ivar: Tensor) -> Tensor:
     "Return χ² (n_spec, n_z) of no model: of zero where the basis reaches, and of the smooth spectrum where it does not."
     gain = (ivar * (flux.square() - (flux - _smooth(flux, ivar)).square())).double().cumsum(1)
@@ -190,6 +160,17 @@ def _power(scan: Scan, flux: Tensor, ivar: Tensor) -> Tensor:
     shift = torch.arange(scan.n_z, device=flux.device, dtype=reach.dtype)
     low, high = torch.searchsorted(reach, shift), torch.searchsorted(reach, shift + scan.n_rest - 1, right=True)
     return (ivar * flux.square()).double().sum(1, keepdim=True) - gain[:, -1:] + gain[:, high] - gain[:, low]
+
+# %% ../nbs/08_redshift.ipynb #76676ff3
+def chi_squared_curve(
+    scan: Scan,    # a basis, ready
+    flux: Tensor,  # (n_spec, n_pix) flux, mean near 1
+    ivar: Tensor,  # (n_spec, n_pix) 0 where bad
+) -> Tensor:       # (n_spec, n_z) χ² with the best coefficients at each redshift, float64
+    "Compare spectra with a basis at all redshifts."
+    pull = torch.fft.rfft(_onto(scan, (ivar * flux).double()), scan.n_fft).conj()
+    vector = torch.fft.irfft(scan.single * pull[:, None], scan.n_fft)[..., scan.shift]
+    return _power(scan, flux, ivar) - _reduction(normal_matrices(scan, ivar), vector)
 
 # %% ../nbs/08_redshift.ipynb #fc3566ae
 def find_minima(
@@ -213,7 +194,7 @@ def find_minima(
         left = torch.where((grid - at[:, None]).abs() < apart, torch.inf, left)
     return torch.stack(where, 1), torch.stack(value, 1)
 
-# %% ../nbs/08_redshift.ipynb #d99db5a4
+# %% ../nbs/08_redshift.ipynb #383bb6cf
 class Refined(NamedTuple):
     "Exact redshifts near those that were proposed; float64."
     log_z: Tensor        # (n,) ln(1 + z)
@@ -224,7 +205,7 @@ class Refined(NamedTuple):
     coefficients: Tensor # (n, n_component)
     moved: Tensor        # (n,) last step, in pixels of the basis
 
-
+# %% ../nbs/08_redshift.ipynb #57328a84
 def _sloped(view: BasisView, coefficients: Tensor, log_z: Tensor, small: float = 0.02) -> Tensor:
     "Return the derivative (n, n_pix) of models by ln(1 + z)."
     n, n_level = len(log_z), 1 if view.mixture is None else 3
@@ -235,7 +216,7 @@ def _sloped(view: BasisView, coefficients: Tensor, log_z: Tensor, small: float =
     slope = (both[0] - both[1]) / (2 * small * view.step)
     return slope[..., 0] if view.mixture is None else (slope * view.mixture).sum(-1)
 
-# %% ../nbs/08_redshift.ipynb #31411670
+# %% ../nbs/08_redshift.ipynb #a0762cd1
 class Profile(NamedTuple):
     "Spectra with their best mixtures at given redshifts."
     root: Tensor         # (n, n_pix) one over the errors, 0 where bad or out of reach
@@ -244,7 +225,7 @@ class Profile(NamedTuple):
     matrix: Tensor       # (n, n_component, n_component) of the normal equations; float64
     coefficients: Tensor # (n, n_component) float64
 
-
+# %% ../nbs/08_redshift.ipynb #a3f8cfec
 def _profile(view: BasisView, flux: Tensor, root: Tensor, log_z: Tensor, penalty: Tensor) -> Profile:
     "Find the best mixtures at given redshifts."
     design = render(view, torch.expm1(log_z))[0] * root[..., None]
@@ -309,53 +290,24 @@ class ErrorModel(NamedTuple):
     scale: float = 1.    # of the formal error
     floor: float = 0.5   # km/s, added in quadrature
 
-# %% ../nbs/08_redshift.ipynb #1df0fc10
-class Template(NamedTuple):
-    "Spectra of another class, and where to look for it."
-    basis: RestBasis
-    z_range: tuple[float, float] = (-0.004, 0.004)  # of stars, ±1200 km/s
-
-
-class _Settings(NamedTuple):
-    "What one call of `estimate_redshift` has to know everywhere."
-    basis: RestBasis      # of the scan
-    population: Population | None
-    fine: RestBasis       # of the last step, with more spectra
-    fine_population: Population | None
-    log_z: np.ndarray
-    cost: Tensor          # (n_z,) -2 ln of the prior
-    instrument: Any
-    templates: dict[str, Template]
-    n_best: int
-    errors: ErrorModel
-    error_floor: float
-    least_delta_chi2: float
-    poor_chi2: float
-    keep: bool
-    chunk: int
-
-# %% ../nbs/08_redshift.ipynb #910ed60b
-def one_grid_each(
-    spectra: Spectra, # on one grid, or on one each
-) -> list[tuple[np.ndarray, Spectra]]: # rows, and the spectra of these rows on a grid that they share
-    "Sort spectra by their grids; cuts of different length from one grid uniform in ln λ, as SDSS and BOSS make them, are put back on it."
-    if spectra.wave.ndim == 1: return [(np.arange(len(spectra)), spectra)]
-    log_wave, good = np.log(spectra.wave), spectra.ivar > 0
-    known = np.flatnonzero(good.sum(1) > 1)
-    if len(known):
-        ends = np.flatnonzero(good[known[0]])[[0, -1]]
-        start, step = log_wave[known[0], ends[0]], np.diff(log_wave[known[0], ends])[0] / np.diff(ends)[0]
-        cell = (log_wave - start) / step
-    if len(known) and np.ptp(cell[good]) < 3 * cell.shape[1] and np.abs(cell - cell.round())[good].max() < 0.01:
-        cell = cell.round().astype(int)
-        low, row, cell = cell[good].min(), np.nonzero(good)[0], cell[good]
-        flux, ivar = np.zeros((2, len(spectra), max(int(np.ptp(cell)) + 1, 2)))
-        flux[row, cell - low], ivar[row, cell - low] = spectra.flux[good], spectra.ivar[good]
-        wave = np.exp(start + step * (low + np.arange(flux.shape[1])))
-        return [(np.arange(len(spectra)), Spectra(wave, flux, ivar, frame=spectra.frame, ids=spectra.ids))]
-    _, group = np.unique(spectra.wave, axis=0, return_inverse=True)
-    rows = [np.flatnonzero(group.reshape(-1) == k) for k in range(group.max() + 1)]
-    return [(k, Spectra(spectra.wave[k[0]], spectra.flux[k], spectra.ivar[k], frame=spectra.frame, ids=[spectra.ids[i] for i in k])) for k in rows]
+# %% ../nbs/08_redshift.ipynb #cff026a4
+def find_spikes(
+    data: RedshiftedSpectra, # spectra on their detector's pixels
+    least: float = 6.,       # height above the surroundings, in errors
+) -> Tensor:                 # (n_spec, n_pix) True for such pixels and the two beside them
+    "Find peaks too narrow to be lines: what cosmic rays leave."
+    at = lambda values, k: nn.functional.pad(values, (6, 6))[:, 6 + k:6 + k + values.shape[1]]  # noqa: E731
+    flux, ivar = data.flux, data.ivar
+    resolution = 2000. if data.resolution is None else data.resolution
+    spacing = SPEED_OF_LIGHT * np.gradient(np.log(data.wave))
+    narrowest = np.exp(-0.5 * spacing**2 / ((SPEED_OF_LIGHT / 2.3548 / resolution)**2 + 30**2))  # share of a line's height one pixel off its centre
+    weight = sum(at(ivar, k) for k in (-6, -5, -4, 4, 5, 6))
+    around = sum(at(ivar * flux, k) for k in (-6, -5, -4, 4, 5, 6)) / weight.clamp_min(1e-30)
+    left, right, height = at(flux, -1), at(flux, 1), flux - around
+    narrow = (left + right) / 2 - around < 0.75 * torch.as_tensor(narrowest).to(flux) * height
+    known = (ivar > 0) & (at(ivar, -1) > 0) & (at(ivar, 1) > 0) & (weight > 0)
+    spike = (known & narrow & (height * ivar.sqrt() > least) & (flux >= left) & (flux >= right)).to(flux)
+    return (spike + at(spike, -1) + at(spike, 1)) > 0
 
 # %% ../nbs/08_redshift.ipynb #d3e2fd2f
 class SecondScan(NamedTuple):
@@ -461,6 +413,12 @@ def _robust_difference(view: BasisView, part: RedshiftedSpectra, best: dict[str,
     robust = without_best_stretch((left(there) - left(profile)).double(), width)
     return torch.where(torch.isfinite(best["height"][:, 1]), robust, torch.inf)
 
+# %% ../nbs/08_redshift.ipynb #c25041d3
+class Template(NamedTuple):
+    "Spectra of another class, and where to look for it."
+    basis: RestBasis
+    z_range: tuple[float, float] = (-0.004, 0.004)  # of stars, ±1200 km/s
+
 # %% ../nbs/08_redshift.ipynb #92f7f248
 def template_basis(
     spectra: Spectra,          # at rest, on one grid
@@ -502,6 +460,75 @@ def _class_margins(settings: _Settings, view: BasisView, part: RedshiftedSpectra
         margin = theirs.chi2 - ours.chi2 + len(template.basis) - len(settings.basis)
         margins.append(torch.where(theirs.n_valid >= 200, margin, torch.nan))
     return torch.stack(margins, 1)
+
+# %% ../nbs/08_redshift.ipynb #8fb356dc
+def redshift_axes(
+    basis: RestBasis,       # restframe spectra
+    population: Population, # of their coefficients
+    n_galaxy: int = 5,      # mean and axes whose derivatives are looked for
+) -> Tensor:                # (n_component,) share of each axis that is a derivative of lines and breaks of wider ones, 0 to 1
+    "Find the axes of a population that come from redshifts that were off."
+    spectra = torch.cat([population.mean[None], population.axes.T]) @ basis.basis.to(population.mean)
+    lines = spectra - _smooth(spectra, torch.ones_like(spectra))  # the slope of a smooth continuum is a smooth continuum, and no redshift
+    q, r = torch.linalg.qr(torch.gradient(lines[:n_galaxy], dim=1)[0].T)
+    known = r.diagonal().abs() > 1e-6 * r.diagonal().abs().amax()
+    overlap = ((q * known).T @ lines[1:].T).triu()  # of each axis with the slopes of the mean and of wider axes
+    return overlap.square().sum(0) / spectra[1:].square().sum(1).clamp_min(1e-300)
+
+# %% ../nbs/08_redshift.ipynb #1a7b3067
+def narrow_redshift_axes(
+    basis: RestBasis,       # restframe spectra
+    population: Population, # of their coefficients
+    width: float = 0.25,    # of an axis that is a redshift, in units of what it was
+    least: float = 0.4,     # share of an axis that is a derivative, above which it is one
+) -> Population:            # the same, if there is no such axis
+    "Give a population less freedom to redshift its galaxies."
+    shift = redshift_axes(basis, population) > least
+    return population._replace(axes=population.axes * torch.where(shift, width, 1.).to(population.axes)) if shift.any() else population
+
+# %% ../nbs/08_redshift.ipynb #4002fe32
+def leading_components(
+    basis: RestBasis,       # restframe spectra
+    population: Population, # of their coefficients
+    n_component: int,       # that are wanted
+) -> tuple[RestBasis, Population]: # the mean galaxy and the widest axes as spectra; the population of their coefficients
+    "Reduce a basis to the leading components of its population."
+    mix = torch.cat([population.mean[None], population.axes.T[:n_component - 1]])
+    unit = torch.eye(len(mix), dtype=torch.float64, device=mix.device)
+    reduced = RestBasis(basis.rest_wave.cpu().numpy(), mix.to(basis.basis) @ basis.basis, basis.resolution).to(basis.basis.device)
+    return reduced, Population(unit[0], torch.cat([1e-3 * unit[:, :1], unit[:, 1:]], 1), unit[0])
+
+# %% ../nbs/08_redshift.ipynb #83931ced
+def _basis_of(model: Any, population: Population | None, n_component: int) -> tuple[RestBasis, Population | None]:
+    "The basis and population of a model; no more than so many spectra of a model that brings both."
+    basis, own = model if isinstance(model, RestBasis) else getattr(model, "basis", None), getattr(model, "population", None)
+    if not isinstance(basis, RestBasis):
+        raise SpectraError(f"redshifts need a model of galaxies: a RestBasis, or something with one as `.basis`; got {type(model).__name__}. Is it an emulator of stars?")
+    reduced = population is None and own is not None and len(basis) > n_component
+    population = own if population is None else population
+    if population is None: return basis, None
+    if len(population.mean) != len(basis): raise SpectraError(f"the population has {len(population.mean)} components and the basis {len(basis)}; they do not belong together")
+    population = narrow_redshift_axes(basis, population)
+    return leading_components(basis, population, n_component) if reduced else (basis, population)
+
+# %% ../nbs/08_redshift.ipynb #3bd6ca21
+class _Settings(NamedTuple):
+    "What one call of `estimate_redshift` has to know everywhere."
+    basis: RestBasis      # of the scan
+    population: Population | None
+    fine: RestBasis       # of the last step, with more spectra
+    fine_population: Population | None
+    log_z: np.ndarray
+    cost: Tensor          # (n_z,) -2 ln of the prior
+    instrument: Any
+    templates: dict[str, Template]
+    n_best: int
+    errors: ErrorModel
+    error_floor: float
+    least_delta_chi2: float
+    poor_chi2: float
+    keep: bool
+    chunk: int
 
 # %% ../nbs/08_redshift.ipynb #59d0f0c5
 class _Fine(NamedTuple):
@@ -597,108 +624,6 @@ def _ever(scan: Scan, view: BasisView) -> Tensor:
     reach = scan.first + scan.position
     return ((reach >= 3) & (reach - (scan.n_z - 1) <= view.length - 4)).double()
 
-# %% ../nbs/08_redshift.ipynb #8fb356dc
-def redshift_axes(
-    basis: RestBasis,       # restframe spectra
-    population: Population, # of their coefficients
-    n_galaxy: int = 5,      # mean and axes whose derivatives are looked for
-) -> Tensor:                # (n_component,) share of each axis that is a derivative of lines and breaks of wider ones, 0 to 1
-    "Find the axes of a population that come from redshifts that were off."
-    spectra = torch.cat([population.mean[None], population.axes.T]) @ basis.basis.to(population.mean)
-    lines = spectra - _smooth(spectra, torch.ones_like(spectra))  # the slope of a smooth continuum is a smooth continuum, and no redshift
-    q, r = torch.linalg.qr(torch.gradient(lines[:n_galaxy], dim=1)[0].T)
-    known = r.diagonal().abs() > 1e-6 * r.diagonal().abs().amax()
-    overlap = ((q * known).T @ lines[1:].T).triu()  # of each axis with the slopes of the mean and of wider axes
-    return overlap.square().sum(0) / spectra[1:].square().sum(1).clamp_min(1e-300)
-
-# %% ../nbs/08_redshift.ipynb #1a7b3067
-def narrow_redshift_axes(
-    basis: RestBasis,       # restframe spectra
-    population: Population, # of their coefficients
-    width: float = 0.25,    # of an axis that is a redshift, in units of what it was
-    least: float = 0.4,     # share of an axis that is a derivative, above which it is one
-) -> Population:            # the same, if there is no such axis
-    "Give a population less freedom to redshift its galaxies."
-    shift = redshift_axes(basis, population) > least
-    return population._replace(axes=population.axes * torch.where(shift, width, 1.).to(population.axes)) if shift.any() else population
-
-# %% ../nbs/08_redshift.ipynb #bb1cbc9b
-def leading_components(
-    basis: RestBasis,       # restframe spectra
-    population: Population, # of their coefficients
-    n_component: int,       # that are wanted
-) -> tuple[RestBasis, Population]: # the mean galaxy and the widest axes as spectra; the population of their coefficients
-    "Reduce a basis to the leading components of its population."
-    mix = torch.cat([population.mean[None], population.axes.T[:n_component - 1]])
-    unit = torch.eye(len(mix), dtype=torch.float64, device=mix.device)
-    reduced = RestBasis(basis.rest_wave.cpu().numpy(), mix.to(basis.basis) @ basis.basis, basis.resolution).to(basis.basis.device)
-    return reduced, Population(unit[0], torch.cat([1e-3 * unit[:, :1], unit[:, 1:]], 1), unit[0])
-
-
-def _basis_of(model: Any, population: Population | None, n_component: int) -> tuple[RestBasis, Population | None]:
-    "The basis and population of a model; no more than so many spectra of a model that brings both."
-    basis, own = model if isinstance(model, RestBasis) else getattr(model, "basis", None), getattr(model, "population", None)
-    if not isinstance(basis, RestBasis):
-        raise SpectraError(f"redshifts need a model of galaxies: a RestBasis, or something with one as `.basis`; got {type(model).__name__}. Is it an emulator of stars?")
-    reduced = population is None and own is not None and len(basis) > n_component
-    population = own if population is None else population
-    if population is None: return basis, None
-    if len(population.mean) != len(basis): raise SpectraError(f"the population has {len(population.mean)} components and the basis {len(basis)}; they do not belong together")
-    population = narrow_redshift_axes(basis, population)
-    return leading_components(basis, population, n_component) if reduced else (basis, population)
-
-
-def _log_z_grid(basis: RestBasis, z_range: Any) -> np.ndarray:
-    "The redshifts of a scan, as ln(1 + z)."
-    try: low, high = (float(getattr(z, "value", z)) for z in z_range)
-    except (TypeError, ValueError) as error: raise SpectraError(f"z_range must be two redshifts, from and to; got {z_range!r}") from error
-    if not (np.isfinite([low, high]).all() and -0.5 < low < high < 20): raise SpectraError(f"z_range must be two redshifts between -0.5 and 20, the smaller one first; got {z_range!r}")
-    n = int(np.ceil(np.log((1 + high) / (1 + low)) / basis.step)) + 1
-    return np.log1p(low) + basis.step * np.arange(max(n, 3))
-
-
-def _prior_cost(prior: Any, log_z: np.ndarray) -> np.ndarray:
-    "Return -2 ln of a prior on the grid, its largest value taken as 1."
-    if prior is None: return np.zeros(len(log_z))
-    z = np.expm1(log_z)
-    if callable(prior): values = prior(z)
-    elif np.ndim(prior) == 2 and len(prior) == 2: values = np.interp(z, *np.asarray(prior, float), left=0, right=0)
-    else: values = prior
-    values = np.asarray(values, float)
-    if values.shape != z.shape or not (np.isfinite(values).all() and (values >= 0).all() and values.max() > 0):
-        raise SpectraError(f"a prior is a function of z, or (z, p), finite and not negative, and positive somewhere in z_range; got {type(prior).__name__} of shape {values.shape} for {len(z)} redshifts")
-    return -2 * np.log(np.maximum(values / values.max(), 1e-300))
-
-# %% ../nbs/08_redshift.ipynb #773f6e2d
-def _check_overlap(basis: RestBasis, wave: np.ndarray, log_z: np.ndarray) -> None:
-    "Refuse spectra that show nothing of the basis at any redshift."
-    low, high = (float(basis.rest_wave[k]) for k in (0, -1))
-    if wave.max() < low * np.exp(log_z[0]) or wave.min() > high * np.exp(log_z[-1]):
-        raise SpectraError(f"the model knows {low:.0f}–{high:.0f} Å at rest, and spectra of {wave.min():.0f}–{wave.max():.0f} Å show none of it at z = {np.expm1(log_z[0]):.3g} to {np.expm1(log_z[-1]):.3g}. Is the range of redshifts right?")
-
-
-def _templates(templates: Mapping[str, Any] | None) -> dict[str, Template]:
-    "Templates as `Template`s."
-    found = {}
-    for name, value in (templates or {}).items():
-        if isinstance(value, Spectra): value = template_basis(value)
-        if isinstance(value, RestBasis): value = Template(value)
-        if not isinstance(value, Template): raise SpectraError(f"the template {name!r} must be a Template, a RestBasis or Spectra at rest; got {type(value).__name__}")
-        found[str(name)] = value
-    return found
-
-# %% ../nbs/08_redshift.ipynb #fe7e0269
-def side_by_side(
-    function: Callable, # of one item
-    items: list,        # anything
-    device: torch.device, # a GPU is busy with one at a time
-) -> Iterator[Any]:     # results in the order of the items
-    "Work on several items at a time, each in a thread of its own, as many as torch would use for one."
-    n_thread = min(torch.get_num_threads(), len(items)) if device.type == "cpu" else 1
-    if n_thread <= 1: yield from map(function, items)
-    else:
-        with ThreadPoolExecutor(n_thread, initializer=torch.set_num_threads, initargs=(1,)) as pool: yield from pool.map(function, items)
-
 # %% ../nbs/08_redshift.ipynb #33d32cc8
 @dataclass(frozen=True, repr=False)
 class RedshiftResult:
@@ -787,7 +712,7 @@ def _result(settings: _Settings, spectra: Spectra, rows: np.ndarray, parts: list
     return RedshiftResult(table, np.expm1(settings.log_z), take("curve"), take("coefficients"), spectra,
                           dict(basis=settings.fine, instrument=settings.instrument, scale=take("scale"), inflation=take("inflation"), cost=settings.cost.cpu().numpy()))
 
-# %% ../nbs/08_redshift.ipynb #0473bb51
+# %% ../nbs/08_redshift.ipynb #7fa404c8
 def _as_fit_result(result: RedshiftResult) -> FitResult:
     "The table as a result of `fit`, which knows how to be written."
     return FitResult(result.table, np.asarray(result.table["z_err"]).reshape(-1, 1, 1)**2, ("z",))
@@ -800,8 +725,10 @@ def _summary(result: RedshiftResult) -> str:
     lines += [f"  {flag.name}: {n}" for flag in RedshiftFlag if (n := int(((flags & flag.value) > 0).sum()))]
     found = np.isfinite(table["z"])
     if not found.any(): return "\n".join(lines)
-    z, error, reduced = table["z"][found], (table["z_err"] / (1 + table["z"]))[found] * SPEED_OF_LIGHT, (table["chi2"] / np.maximum(table["dof"], 1))[found]
-    return "\n".join([*lines, f"redshifts {np.min(z):.4f} to {np.max(z):.4f}, median error {np.nanmedian(error):.1f} km/s, median χ²/dof {np.nanmedian(reduced):.2f}"])
+    z, reduced = table["z"][found], (table["chi2"] / np.maximum(table["dof"], 1))[found]
+    error = (table["z_err"] / (1 + table["z"]))[found] * SPEED_OF_LIGHT
+    error = f"median error {np.median(error):.1f} km/s" if np.isfinite(np.median(error)) else "most without an error"
+    return "\n".join([*lines, f"redshifts {np.min(z):z.4f} to {np.max(z):z.4f}, {error}, median χ²/dof {np.nanmedian(reduced):.2f}"])
 
 # %% ../nbs/08_redshift.ipynb #1e0c7f61
 def _probability(result: RedshiftResult, parts: int = 9) -> np.ndarray:
@@ -834,7 +761,7 @@ def _model_flux(result: RedshiftResult, row: int) -> np.ndarray:
 
 _LINES = {"[O II]": 3728.5, "K": 3934.8, "H": 3969.6, "Hδ": 4102.9, "G": 4305.6, "Hγ": 4341.7, "Hβ": 4862.7, "[O III]": 5008.2, "Mg": 5176.6, "Na": 5895.6, "[O I]": 6302.0, "Hα": 6564.6, "[S II]": 6725.}  # vacuum Å
 
-# %% ../nbs/08_redshift.ipynb #e7f9060e
+# %% ../nbs/08_redshift.ipynb #a854330d
 def _plot(result: RedshiftResult, row: int):
     "Draw one spectrum and its χ²(z)."
     import matplotlib.pyplot as plt
@@ -852,14 +779,14 @@ def _plot(result: RedshiftResult, row: int):
         if np.isfinite(z) and good.any() and wave[good][0] < rest * (1 + z) < wave[good][-1]:
             top.axvline(rest * (1 + z), color="C0", lw=0.5, alpha=0.5)
             top.text(rest * (1 + z), 0.99, name, transform=top.get_xaxis_transform(), rotation=90, va="top", ha="right", fontsize=7)
-    top.set(xlabel="observed wavelength, Å (vacuum)", ylabel=f"flux, {result.spectra.meta.get('flux_unit') or 'unit of the data'}")
+    top.set(xlabel="Observed wavelength in vacuum [Å]", ylabel=f"Flux [{result.spectra.meta.get('flux_unit') or 'unit of the data'}]")
     if result.curves.shape[1]: bottom.plot(result.z_grid, result.curves[row], lw=0.7)
     for rank, (there, height) in enumerate(result.minima[row]): bottom.plot(there, height, "v" if rank else "o", color="C3" if rank else "C1", ms=5)
-    bottom.set(xlabel="redshift", ylabel="Δχ²", xlim=result.z_grid[[0, -1]])
+    bottom.set(xlabel="Redshift", ylabel="Δχ²", xlim=result.z_grid[[0, -1]])
     if result.curves.shape[1] and np.isfinite(z): _draw_probability(result, row, bottom.twinx())
     return fig
 
-
+# %% ../nbs/08_redshift.ipynb #0c1e4b87
 def _draw_probability(result: RedshiftResult, row: int, ax: Any) -> None:
     "Draw P(z) of one spectrum, in 400 bins or so, so that narrow peaks are seen."
     width = max(len(result.z_grid) // 400, 1)
@@ -868,6 +795,81 @@ def _draw_probability(result: RedshiftResult, row: int, ax: Any) -> None:
     ax.step(result.z_grid[::width], share, where="post", color="tab:green", lw=0.9, alpha=0.8)
     ax.set(ylim=(0, 1.1), yticks=[0, 0.5, 1])
     ax.set_ylabel("P(z) in a bin", color="tab:green")
+
+# %% ../nbs/08_redshift.ipynb #f87d031d
+def _log_z_grid(basis: RestBasis, z_range: Any) -> np.ndarray:
+    "The redshifts of a scan, as ln(1 + z)."
+    try: low, high = (float(getattr(z, "value", z)) for z in z_range)
+    except (TypeError, ValueError) as error: raise SpectraError(f"z_range must be two redshifts, from and to; got {z_range!r}") from error
+    if not (np.isfinite([low, high]).all() and -0.5 < low < high < 20): raise SpectraError(f"z_range must be two redshifts between -0.5 and 20, the smaller one first; got {z_range!r}")
+    n = int(np.ceil(np.log((1 + high) / (1 + low)) / basis.step)) + 1
+    return np.log1p(low) + basis.step * np.arange(max(n, 3))
+
+
+def _prior_cost(prior: Any, log_z: np.ndarray) -> np.ndarray:
+    "Return -2 ln of a prior on the grid, its largest value taken as 1."
+    if prior is None: return np.zeros(len(log_z))
+    z = np.expm1(log_z)
+    if callable(prior): values = prior(z)
+    elif np.ndim(prior) == 2 and len(prior) == 2: values = np.interp(z, *np.asarray(prior, float), left=0, right=0)
+    else: values = prior
+    values = np.asarray(values, float)
+    if values.shape != z.shape or not (np.isfinite(values).all() and (values >= 0).all() and values.max() > 0):
+        raise SpectraError(f"a prior is a function of z, or (z, p), finite and not negative, and positive somewhere in z_range; got {type(prior).__name__} of shape {values.shape} for {len(z)} redshifts")
+    return -2 * np.log(np.maximum(values / values.max(), 1e-300))
+
+# %% ../nbs/08_redshift.ipynb #773f6e2d
+def _check_overlap(basis: RestBasis, wave: np.ndarray, log_z: np.ndarray) -> None:
+    "Refuse spectra that show nothing of the basis at any redshift."
+    low, high = (float(basis.rest_wave[k]) for k in (0, -1))
+    if wave.max() < low * np.exp(log_z[0]) or wave.min() > high * np.exp(log_z[-1]):
+        raise SpectraError(f"the model knows {low:.0f}–{high:.0f} Å at rest, and spectra of {wave.min():.0f}–{wave.max():.0f} Å show none of it at z = {np.expm1(log_z[0]):.3g} to {np.expm1(log_z[-1]):.3g}. Is the range of redshifts right?")
+
+
+def _templates(templates: Mapping[str, Any] | None) -> dict[str, Template]:
+    "Templates as `Template`s."
+    found = {}
+    for name, value in (templates or {}).items():
+        if isinstance(value, Spectra): value = template_basis(value)
+        if isinstance(value, RestBasis): value = Template(value)
+        if not isinstance(value, Template): raise SpectraError(f"the template {name!r} must be a Template, a RestBasis or Spectra at rest; got {type(value).__name__}")
+        found[str(name)] = value
+    return found
+
+# %% ../nbs/08_redshift.ipynb #910ed60b
+def one_grid_each(
+    spectra: Spectra, # on one grid, or on one each
+) -> list[tuple[np.ndarray, Spectra]]: # rows, and the spectra of these rows on a grid that they share
+    "Sort spectra by their grids; cuts of different length from one grid uniform in ln λ, as SDSS and BOSS make them, are put back on it."
+    if spectra.wave.ndim == 1: return [(np.arange(len(spectra)), spectra)]
+    log_wave, good = np.log(spectra.wave), spectra.ivar > 0
+    known = np.flatnonzero(good.sum(1) > 1)
+    if len(known):
+        ends = np.flatnonzero(good[known[0]])[[0, -1]]
+        start, step = log_wave[known[0], ends[0]], np.diff(log_wave[known[0], ends])[0] / np.diff(ends)[0]
+        cell = (log_wave - start) / step
+    if len(known) and np.ptp(cell[good]) < 3 * cell.shape[1] and np.abs(cell - cell.round())[good].max() < 0.01:
+        cell = cell.round().astype(int)
+        low, row, cell = cell[good].min(), np.nonzero(good)[0], cell[good]
+        flux, ivar = np.zeros((2, len(spectra), max(int(np.ptp(cell)) + 1, 2)))
+        flux[row, cell - low], ivar[row, cell - low] = spectra.flux[good], spectra.ivar[good]
+        wave = np.exp(start + step * (low + np.arange(flux.shape[1])))
+        return [(np.arange(len(spectra)), Spectra(wave, flux, ivar, frame=spectra.frame, ids=spectra.ids))]
+    _, group = np.unique(spectra.wave, axis=0, return_inverse=True)
+    rows = [np.flatnonzero(group.reshape(-1) == k) for k in range(group.max() + 1)]
+    return [(k, Spectra(spectra.wave[k[0]], spectra.flux[k], spectra.ivar[k], frame=spectra.frame, ids=[spectra.ids[i] for i in k])) for k in rows]
+
+# %% ../nbs/08_redshift.ipynb #fe7e0269
+def side_by_side(
+    function: Callable, # of one item
+    items: list,        # anything
+    device: torch.device, # a GPU is busy with one at a time
+) -> Iterator[Any]:     # results in the order of the items
+    "Work on several items at a time, each in a thread of its own, as many as torch would use for one."
+    n_thread = min(torch.get_num_threads(), len(items)) if device.type == "cpu" else 1
+    if n_thread <= 1: yield from map(function, items)
+    else:
+        with ThreadPoolExecutor(n_thread, initializer=torch.set_num_threads, initargs=(1,)) as pool: yield from pool.map(function, items)
 
 # %% ../nbs/08_redshift.ipynb #bf207535
 def estimate_redshift(
