@@ -172,7 +172,7 @@ def label_shift(
     hessian = weighted @ jacobian.T if hessian is None else hessian
     return np.linalg.solve(hessian, weighted @ error.T).T
 
-# %% ../nbs/02c_reliability.ipynb #e6783efa
+# %% ../nbs/02c_reliability.ipynb #1f657da8
 def scale_to_labels(
     model: ErrorModel,       # with components
     x: torch.Tensor,         # (n, d) features of unseen spectra
@@ -190,4 +190,4 @@ def scale_to_labels(
         moved = label_shift(slopes, weight, error[None], hessian)[0]
         expected = label_shift(slopes, weight, factor * model.components, hessian)
         ratio.append(moved**2 / (expected**2).sum(0).clip(1e-30))
-    return replace(model, components=model.components * np.float32(max(1.0, np.sqrt(np.median(ratio) / 0.455))))  # the median of χ² with one degree of freedom
+    return replace(model, components=model.components * np.float32(max(1.0, np.sqrt(np.mean(np.minimum(ratio, 25.0))))))  # five standard deviations count as such, whatever they are
