@@ -52,6 +52,7 @@ _NAMES = {
     "outliers": ("outlier_score",),
     "hub": (),
     "demo_galaxies": (),
+    "survey": ("SurveyJob",),
     "demo": ("run_demo",),
     "command_words": (),
     "galaxy_commands": (),
