@@ -21,6 +21,7 @@ from spectra_nn.core import Spectra, SpectraError, asset, read_npz
 from spectra_nn.emulator import Emulator
 from spectra_nn.fit_results import FitResult
 from spectra_nn.fitting import fit
+from spectra_nn.spectrum_files import read_spectra
 from spectra_nn.survey import Piece, SurveyJob, count_spectra, cut_shards, make_plan, run, share_of
 
 ROOT = Path(__file__).parents[1]
@@ -218,6 +219,19 @@ def test_dask(night, whole, tmp_path):
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None) as cluster:
         report = run(job_in(night, tmp_path / "out", dask=cluster.scheduler_address), progress=False)
     assert report.table.read_bytes() == whole[1].table.read_bytes()
+
+
+def test_the_line_spread_of_the_files(tmp_path):
+    (tmp_path / "star.fits.gz").write_bytes(asset("boss_star.fits.gz").read_bytes())
+    options = dict(velocity=[-500, 500], continuum=6, systematic=0.02)
+    job = SurveyJob("fit", ["star.fits.gz"], "miles_stars", "out", options | {"resolution": "file"}, folder=str(tmp_path), workers=1)
+    found, star = QTable.read(run(job, progress=False).table), read_spectra(tmp_path / "star.fits.gz")
+    spread = survey.file_resolution(star)
+    assert 1700 < spread[0] < 2300
+    alone = fit(Emulator.load(asset("miles_stars.safetensors")), star, resolution=spread, **options | {"velocity": (-500, 500)}, progress=False)
+    np.testing.assert_array_equal(found["chi2"], alone.table["chi2"])
+    np.savez(tmp_path / "plain.npz", wave=np.arange(4000, 6000.), flux=np.ones((2, 2000)), ivar=np.ones((2, 2000)), frame=np.array("air"))
+    with pytest.raises(SpectraError, match="do not say 'resolution'"): run(replace(job, files=["plain.npz"], output="other"), progress=False)
 
 
 def test_parquet(whole):
