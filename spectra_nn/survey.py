@@ -171,7 +171,7 @@ class SurveyJob:
         "Where a path of this job is."
         return Path(self.folder).expanduser() / Path(path).expanduser()
 
-# %% ../nbs/11_survey.ipynb #577585d9
+# %% ../nbs/11_survey.ipynb #bb8981e3
 def _known(name: str, known: Sequence[str], what: str) -> None:
     "Refuse an unknown name, saying which may have been meant."
     if name in known: return
@@ -190,6 +190,8 @@ def _check_job(job: SurveyJob) -> None:
     for name, least in (("chunk", 1), ("workers", 0)):
         value = getattr(job, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least: raise SpectraError(f"{name} must be a whole number from {least} on; got {value!r}")
+    try: json.dumps([job.options, job.reading])
+    except TypeError as error: raise SpectraError(f"options hold what a file can hold: texts, numbers, lists; an instrument is given by its name ({error})") from None
     for name in job.options:
         if name in _READING: raise SpectraError(f"{name} is about reading the files: put it under [reading] instead of [options]")
         _known(name, list(task_options(job.task)), f"option of the task {job.task}")
@@ -330,10 +332,10 @@ class SurveyPlan:
         end = lambda piece: self.counts[piece.file] if piece.stop is None else piece.stop  # noqa: E731
         return [sum(max(end(piece) - piece.start, 1) for piece in shard) for shard in self.shards]
 
-# %% ../nbs/11_survey.ipynb #1f65080a
+# %% ../nbs/11_survey.ipynb #d3332821
 def _natural(name: str) -> list:
     "Sort key by which 2 comes before 10."
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def list_files(
@@ -350,7 +352,7 @@ def list_files(
         names |= dict.fromkeys(sorted(found, key=_natural))
     return list(names)
 
-# %% ../nbs/11_survey.ipynb #d1f1e90e
+# %% ../nbs/11_survey.ipynb #59dff305
 def _model_files(job: SurveyJob) -> dict[str, list[Path]]:
     "Files of the model, and of the density of its latents where outliers are wanted, by the word that `hub.load` takes."
     words = {"model": job.model}
@@ -372,7 +374,9 @@ def _about(job: SurveyJob) -> dict[str, Any]:
     made = hashlib.sha256()
     for paths in _model_files(job).values():
         for path in paths: made.update(path.read_bytes())
-    return json.loads(json.dumps(told, default=str)) | {"model's digest": made.hexdigest()[:16], "version of spectra_nn": __version__}
+    tables = {name: job.place(value) for name, value in job.options.items() if isinstance(value, str) and job.place(value).is_file()}
+    digests = {f"contents of {name}": hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in tables.items() if name != "flow"}
+    return json.loads(json.dumps(told)) | {"model's digest": made.hexdigest()[:16], "version of spectra_nn": __version__} | digests
 
 # %% ../nbs/11_survey.ipynb #cc95ff75
 def make_plan(
@@ -459,7 +463,7 @@ def _setup(job_text: str) -> _Setup:
     task = {"fit": _fit_task, "redshift": _redshift_task, "encode": _encode_task, "outliers": _outliers_task}[job.task]
     return _Setup(job, _read_plan(job.place(job.output)), task, _options(job), model, density)
 
-# %% ../nbs/11_survey.ipynb #e23f91ca
+# %% ../nbs/11_survey.ipynb #adc38f47
 class _Part(NamedTuple):
     "Spectra of one file."
     name: str
@@ -506,6 +510,7 @@ def _computed(setup: _Setup, parts: Sequence[_Part]) -> Any:
         warnings.simplefilter("ignore")
         result = setup.task(setup, _batch(parts), **setup.options)
     table = result.table
+    table.meta |= {"MODEL": setup.job.model, "SURVEY": setup.plan.digest}
     table["id"] = np.array([name for part in parts for name in part.spectra.ids], dtype=str)
     table["file"] = np.concatenate([np.full(len(part.spectra), part.name) for part in parts])
     table["row"] = np.concatenate([part.start + np.arange(len(part.spectra)) for part in parts])

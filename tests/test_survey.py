@@ -21,6 +21,7 @@ from spectra_nn.core import Spectra, SpectraError, asset, read_npz
 from spectra_nn.emulator import Emulator
 from spectra_nn.fit_results import FitResult
 from spectra_nn.fitting import fit
+from spectra_nn.instruments import LAMOST
 from spectra_nn.spectrum_files import read_spectra
 from spectra_nn.survey import Piece, SurveyJob, count_spectra, cut_shards, make_plan, run, share_of
 
@@ -80,7 +81,7 @@ def test_rows_names_and_values_are_those_of_the_files(night, whole):
     for name in ("teff", "teff_err", "feh", "chi2"):
         np.testing.assert_array_equal(np.asarray(table[name])[:17], np.asarray(alone.table[name])[:17])
         np.testing.assert_allclose(np.asarray(table[name])[17:], np.asarray(alone.table[name])[17:], rtol=1e-5)  # text has fewer digits
-    assert FitResult.read(report.table).parameter_names == ("teff", "feh")
+    assert FitResult.read(report.table).parameter_names == ("teff", "feh") and table.meta["MODEL"] == "hr10_turbospectrum"
 
 
 def test_a_broken_file_is_named_and_costs_nothing_else(whole):
@@ -145,6 +146,11 @@ def test_a_changed_file_is_noticed(night, tmp_path):
     make_plan(job)
     os.utime(tmp_path / "a.csv", (1, 1))
     with pytest.raises(SpectraError, match="1 file is changed, such as a.csv"): make_plan(job)
+    (tmp_path / "vmic.csv").write_text("id,vmic\na,1.2\n")
+    tabled = replace(job, options=OPTIONS | {"fixed": "vmic.csv"}, output="tabled")
+    make_plan(tabled)
+    (tmp_path / "vmic.csv").write_text("id,vmic\na,1.3\n")
+    with pytest.raises(SpectraError, match="contents of fixed was"): make_plan(tabled)
 
 
 def test_what_is_wrong_is_said_before_anything_starts(night, tmp_path):
@@ -152,7 +158,7 @@ def test_what_is_wrong_is_said_before_anything_starts(night, tmp_path):
     for changed, said in ((dict(files=["nigth/*.fits"]), "no file is called 'nigth"), (dict(options={"fre": 1}), "Did you mean 'free'"), (dict(options={"frame": "air"}), r"under \[reading\]"),
                           (dict(task="fti"), "Did you mean 'fit'"), (dict(options={"free": ["tef"]}), "nothing was started.*tef"), (dict(reading={}), "nothing was started.*frame"),
                           (dict(model="sdss_mock"), "needs an Emulator"), (dict(model="none.safetensors"), "is not there"), (dict(output="plate_2.fits/out"), "not written|cannot be written"),
-                          (dict(options={"instrument": "GIRAFE_HR10"}), "Did you mean 'GIRAFFE_HR10'"), (dict(workers=-1), "workers must be"), (dict(options={"line_mask": "none.txt"}), "none.txt")):
+                          (dict(options={"instrument": "GIRAFE_HR10"}), "Did you mean 'GIRAFFE_HR10'"), (dict(workers=-1), "workers must be"), (dict(options={"instrument": LAMOST}), "given by its name"), (dict(options={"line_mask": "none.txt"}), "none.txt")):
         files = {} if "files" in changed else {"files": ["text_*"]}
         with pytest.raises(SpectraError, match=said): run(replace(job, **files | changed), progress=False)
         assert not list((tmp_path / "out").glob("shards/*"))
