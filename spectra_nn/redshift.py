@@ -761,7 +761,7 @@ def _model_flux(result: RedshiftResult, row: int) -> np.ndarray:
 
 _LINES = {"[O II]": 3728.5, "K": 3934.8, "H": 3969.6, "Hδ": 4102.9, "G": 4305.6, "Hγ": 4341.7, "Hβ": 4862.7, "[O III]": 5008.2, "Mg": 5176.6, "Na": 5895.6, "[O I]": 6302.0, "Hα": 6564.6, "[S II]": 6725.}  # vacuum Å
 
-# %% ../nbs/08_redshift.ipynb #a854330d
+# %% ../nbs/08_redshift.ipynb #7981a8f2
 def _plot(result: RedshiftResult, row: int):
     "Draw one spectrum and its χ²(z)."
     import matplotlib.pyplot as plt
@@ -781,7 +781,7 @@ def _plot(result: RedshiftResult, row: int):
             top.text(rest * (1 + z), 0.99, name, transform=top.get_xaxis_transform(), rotation=90, va="top", ha="right", fontsize=7)
     top.set(xlabel="Observed wavelength in vacuum [Å]", ylabel=f"Flux [{result.spectra.meta.get('flux_unit') or 'unit of the data'}]")
     if result.curves.shape[1]: bottom.plot(result.z_grid, result.curves[row], lw=0.7)
-    for rank, (there, height) in enumerate(result.minima[row]): bottom.plot(there, height, "v" if rank else "o", color="C3" if rank else "C1", ms=5)
+    for rank, (there, height) in enumerate(result.minima[row]): bottom.plot(there, height, "v" if rank else "o", color="0.4" if rank else "C1", ms=5)
     bottom.set(xlabel="Redshift", ylabel="Δχ²", xlim=result.z_grid[[0, -1]])
     if result.curves.shape[1] and np.isfinite(z): _draw_probability(result, row, bottom.twinx())
     return fig
