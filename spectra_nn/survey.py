@@ -48,7 +48,7 @@ from .spectrum_files import open_fits, read_spectra
 
 # %% auto #0
 __all__ = ['encoding_table', 'file_resolution', 'task_options', 'SurveyJob', 'count_spectra', 'Piece', 'cut_shards', 'SurveyPlan',
-           'list_files', 'make_plan', 'run_shard', 'join_tables', 'share_of', 'run']
+           'list_files', 'make_plan', 'run_shard', 'join_tables', 'share_of', 'SurveyReport', 'run']
 
 # %% ../nbs/11_survey.ipynb #9c04b20f
 def encoding_table(
@@ -698,7 +698,7 @@ def _on_dask(address: str, job_text: str, numbers: Sequence[int]) -> Iterator[di
             error = future.exception()
             yield future.result() if error is None else {"shard": futures[future], "failed": _plain_reason(error, "")}
 
-# %% ../nbs/11_survey.ipynb #1ca0c6b0
+# %% ../nbs/11_survey.ipynb #ae14f5af
 def _notes(job: SurveyJob, plan: SurveyPlan) -> tuple[dict[int, dict], dict[int, str]]:
     "Notes of the shards that are done, by number, and why others failed."
     found, failed, folder = {}, {}, job.place(job.output) / "shards"
@@ -738,7 +738,7 @@ class SurveyReport:
     seconds: float = 0.0
 
     def __repr__(self) -> str:
-        rate = f" in {self.seconds:{".0f" if self.seconds >= 10 else ".1f"}} s of computing, {self.n_spectra / self.seconds:.3g} per second and process" if self.seconds else ""
+        rate = f" in {self.seconds:.3g} s of computing, {self.n_spectra / self.seconds:.3g} per second and process" if self.seconds else ""
         lines = [f"{self.n_spectra} spectra{rate}; {len(self.done)} of {self.n_shards} shards done"]
         lines += [f"  {name if name != 'none' else 'without a flag'}: {count}" for name, count in self.flags.items()]
         files = len({name for name, _ in self.failures})
