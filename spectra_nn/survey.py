@@ -427,7 +427,7 @@ def _difference(held: SurveyPlan, about: dict, files: Sequence[tuple]) -> str:
         if names: words.append(f"{len(names)} file{'s are' if len(names) > 1 else ' is'} {what}, such as {min(names, key=_natural)}")
     return "; ".join(words) or "its files have another order"
 
-# %% ../nbs/11_survey.ipynb #d2274405
+# %% ../nbs/11_survey.ipynb #ae934db5
 class _Setup(NamedTuple):
     "What a process keeps between shards."
     job: SurveyJob
@@ -454,7 +454,7 @@ def _options(job: SurveyJob) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _setup(job_text: str) -> _Setup:
     "Make a process ready for the shards of a job."
-    job = SurveyJob(**json.loads(job_text))
+    job = SurveyJob(**{name: value for name, value in json.loads(job_text).items() if name != "digest"})
     word, *flow = _model_files(job)
     model, wanted = hub.load(word, progress=False), Emulator if job.task == "fit" else GalaxyAutoencoder
     if not isinstance(model, wanted): raise SpectraError(f"the model {job.model!r} is a {type(model).__name__}; the task {job.task!r} needs a{'n' if wanted is Emulator else ''} {wanted.__name__}")
@@ -516,7 +516,7 @@ def _computed(setup: _Setup, parts: Sequence[_Part]) -> Any:
     table["row"] = np.concatenate([part.start + np.arange(len(part.spectra)) for part in parts])
     return result
 
-# %% ../nbs/11_survey.ipynb #63ad3ada
+# %% ../nbs/11_survey.ipynb #c506f563
 @contextmanager
 def _one_thread() -> Iterator[None]:
     "Compute on one thread: the other cores have shards of their own, and sums come out the same everywhere."
@@ -545,7 +545,7 @@ def _write_shard(setup: _Setup, parts: list[_Part], path: Path) -> list[tuple[st
 
 
 def run_shard(
-    job_text: str, # a job as JSON
+    job_text: str, # a job as JSON, perhaps with the digest of its plan
     number: int,   # of the shard in its plan
 ) -> dict:         # the note: shard, rows, flags, failures, seconds
     "Read, compute and write one shard; raise `SpectraError` if the results cannot be written."
@@ -673,7 +673,7 @@ def _in_processes(job_text: str, numbers: Sequence[int], workers: int) -> Iterat
         for hand in hands: hand.stopped = True
         for hand in hands: hand.end()
 
-# %% ../nbs/11_survey.ipynb #fab25793
+# %% ../nbs/11_survey.ipynb #d26217d0
 def share_of(
     part: str | None,        # such as '3/16': the third of sixteen; None for everything
     numbers: Sequence[int],  # of shards
@@ -693,7 +693,7 @@ def _on_dask(address: str, job_text: str, numbers: Sequence[int]) -> Iterator[di
     try: client = Client(address, timeout=20)
     except (OSError, ValueError) as error: raise SpectraError(f"there is no Dask scheduler at {address}: {error}") from error
     with client:
-        futures = {client.submit(run_shard, job_text, number, key=f"shard-{number}", retries=1): number for number in numbers}
+        futures = {client.submit(run_shard, job_text, number, pure=False, retries=1): number for number in numbers}
         for future in as_completed(futures):
             error = future.exception()
             yield future.result() if error is None else {"shard": futures[future], "failed": _plain_reason(error, "")}
@@ -785,7 +785,7 @@ def _histograms(table: Any) -> bytes:
     axes.flat[0].legend(fontsize=8)
     return figure_png(fig, dpi=90)
 
-# %% ../nbs/11_survey.ipynb #335ad122
+# %% ../nbs/11_survey.ipynb #20544e24
 def _write_report(job: SurveyJob, plan: SurveyPlan, report: SurveyReport, table: Any) -> None:
     "Write the page on a survey."
     counts = Table("Spectra with each flag", ("flag", "spectra"), tuple((name, str(n)) for name, n in report.flags.items()))
@@ -793,7 +793,7 @@ def _write_report(job: SurveyJob, plan: SurveyPlan, report: SurveyReport, table:
     settings = Table("The job", ("", ""), tuple((name, value if isinstance(value, str) else json.dumps(value)) for name, value in plan.about.items()))
     chapters = [Chapter("In short", repr(report).split("\n")[0], f"{len(plan.files)} files, of which {len({name for name, _ in report.failures})} could not be used.", (), (settings,)),
                 Chapter("Flags", f"{report.flags.get('none', 0)} of {report.n_spectra} spectra without a flag", "", (), (counts,))]
-    if report.failures: chapters.append(Chapter("Files that could not be used", f"{len(report.failures)} reasons", "All of them are in failures.csv.", (), (lost,)))
+    if report.failures: chapters.append(Chapter("Files that could not be used", f"{len({name for name, _ in report.failures})} of {len(plan.files)} files", "All of them are in failures.csv.", (), (lost,)))
     if len(table): chapters.append(Chapter("Values", "A peak at an edge, or grey that is nowhere blue, is a question to the job", "", ((_histograms(table), "Grey: all spectra. Blue: those without a flag."),)))
     write_report(job.place(job.output) / "report.html", f"Survey: {job.task}", f"{report.n_spectra} spectra with {job.model}.", chapters)
 
@@ -837,7 +837,7 @@ def _rehearse(setup: _Setup) -> None:
         reasons.add(failures[0][1])
     if len(reasons) == 1: raise SpectraError(f"nothing was started, for the files that were tried all fail, {setup.plan.files[0][0]} and others: {reasons.pop()}")
 
-# %% ../nbs/11_survey.ipynb #1038a5e7
+# %% ../nbs/11_survey.ipynb #2cd73c15
 def run(
     job: SurveyJob | str | os.PathLike,  # or a file that holds one, .toml
     *,
@@ -851,7 +851,8 @@ def run(
     job = job if isinstance(job, SurveyJob) else SurveyJob.read(job)
     if job.table == "parquet" and not _importable("pyarrow"): raise SpectraError("writing Parquet needs pyarrow: pip install 'spectra_nn[formats]'; or table = \"fits\"")
     if fresh and (part or merge): raise SpectraError("beginning anew would delete what other parts have done: delete the output folder before the first part starts")
-    plan, text = make_plan(job, fresh=fresh, progress=progress), json.dumps(asdict(replace(job, folder=str(Path(job.folder).expanduser().resolve()))))
+    plan, home = make_plan(job, fresh=fresh, progress=progress), str(Path(job.folder).expanduser().resolve())
+    text = json.dumps(asdict(replace(job, folder=home)) | {"digest": plan.digest})  # so that processes which live longer take up no older plan
     notes, failed = _notes(job, plan)
     numbers = [number for number in share_of(part, range(len(plan.shards))) if number not in notes]
     missing = len(plan.shards) - len(notes) - len(failed)

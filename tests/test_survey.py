@@ -240,6 +240,11 @@ def test_the_line_spread_of_the_files(tmp_path):
     with pytest.raises(SpectraError, match="do not say 'resolution'"): run(replace(job, files=["plain.npz"], output="other"), progress=False)
 
 
+def test_dask_that_is_not_there(night, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SpectraError, match=r"spectra_nn\[dask\]"): run(job_in(night, tmp_path / "out", files=["text_*"], dask="tcp://127.0.0.1:1"), progress=False)
+
+
 def test_parquet(whole):
     """The last to use `whole`: its table is written anew."""
     pytest.importorskip("pyarrow")
