@@ -823,11 +823,11 @@ def _merge(job: SurveyJob, plan: SurveyPlan, notes: dict[int, dict], failed: dic
         whole.unlink()
     return report
 
-# %% ../nbs/11_survey.ipynb #e6b2f37e
+# %% ../nbs/11_survey.ipynb #05c2ba1a
 def _rehearse(setup: _Setup) -> None:
-    "Raise `SpectraError` if the first, a middle and the last file fail for the same reason."
+    "Raise `SpectraError` if nine files, from the first to the last, fail for the same reason."
     n_file, reasons = len(setup.plan.files), set()
-    for file in sorted({0, n_file // 2, n_file - 1}):
+    for file in sorted({k * (n_file - 1) // 8 for k in range(9)}):
         with _one_thread():
             parts, failures = _read_shard(setup, [Piece(file, 0, 1 if setup.plan.counts[file] > 1 else None)])
             try:
@@ -835,9 +835,9 @@ def _rehearse(setup: _Setup) -> None:
             except Exception as error: failures.append((parts[0].name, _plain_reason(error, parts[0].name)))
         if not failures: return
         reasons.add(failures[0][1])
-    if len(reasons) == 1: raise SpectraError(f"nothing was started, for the files that were tried all fail, {setup.plan.files[0][0]} and others: {reasons.pop()}")
+    if len(reasons) == 1: raise SpectraError(f"nothing was started, for {setup.plan.files[0][0]}{' and all others that were tried fail' if n_file > 1 else ' fails'}: {reasons.pop()}")
 
-# %% ../nbs/11_survey.ipynb #2cd73c15
+# %% ../nbs/11_survey.ipynb #239786a7
 def run(
     job: SurveyJob | str | os.PathLike,  # or a file that holds one, .toml
     *,
@@ -859,7 +859,11 @@ def run(
     if merge and missing: raise SpectraError(f"{missing} of {len(plan.shards)} shards are missing; run the parts again that were to make them")
     if numbers and not merge:
         _setup.cache_clear()
-        if not notes: _rehearse(_setup(text))
+        try:
+            if not notes: _rehearse(_setup(text))
+        except SpectraError:  # the job will be mended, and then be another one
+            (job.place(job.output) / "plan.json").unlink(missing_ok=True)
+            raise
         workers = min(job.workers if workers is None else workers, len(numbers)) or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(numbers))
         for note in _with_bar(_on_dask(job.dask, text, numbers) if job.dask else _in_processes(text, numbers, workers), plan, numbers, notes, progress):
             if "error" in note: raise SpectraError(note["error"])
