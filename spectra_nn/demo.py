@@ -33,9 +33,10 @@ from .report import Chapter, Run, Table, write_report
 from .training import TrainConfig
 from .validation import label_title, plot_error_depth, plot_pixel_error, plot_recovery, recovery_statistics, validate
 
-# %% ../nbs/11a_demo.ipynb #0b29a15f
+# %% ../nbs/11a_demo.ipynb #383f5e43
 _STYLE = {"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "font.size": 11,
-          "figure.figsize": (8, 3.8), "figure.facecolor": "white", "lines.linewidth": 1.2}
+          "figure.figsize": (8, 3.8), "figure.facecolor": "white", "lines.linewidth": 1.2,
+          "axes.prop_cycle": "cycler('color', ['1f4e79', 'd1495b', 'edae49', '3a7d44', '7a5195', '00798c', '8d5524', '6c757d'])"}
 
 # %% ../nbs/11a_demo.ipynb #700c4048
 def unpack_spectra(

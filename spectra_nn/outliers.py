@@ -141,20 +141,14 @@ class OutlierReference(NamedTuple):
     answers: np.ndarray # (n_ref, 6) one column for each of `PARTS`
     excess: Tensor      # (n_rest,) ε² of the model
 
-# %% ../nbs/09_outliers.ipynb #a6a431f8
-class OutlierReference(NamedTuple):
-    "The answers of ordinary galaxies."
-    answers: np.ndarray # (n_ref, 6) one column for each of `PARTS`
-    excess: Tensor      # (n_rest,) ε² of the model
-
-# %% ../nbs/09_outliers.ipynb #f0fabf12
+# %% ../nbs/09_outliers.ipynb #cce01f53
 def _spline_flow(n_latent: int, widths: Sequence[int], n_step: int, bins: int) -> nn.Module:
     "Build a spline flow."
     try: import zuko
     except ImportError: raise SpectraError("flows of splines need zuko: pip install 'spectra_nn[flow]'") from None
     return zuko.flows.NSF(n_latent, transforms=n_step, hidden_features=tuple(widths), bins=bins, randperm=True)
 
-
+# %% ../nbs/09_outliers.ipynb #2c480c3c
 class LatentFlow(nn.Module):
     """The density of latents, as the mean of the members of an ensemble.
 
@@ -195,7 +189,7 @@ class LatentFlow(nn.Module):
         kind = "published flow" if self.config["kind"] == "maf" else f"{len(self.members)} flows of splines"
         return f"LatentFlow: {kind} on {self.n_latent} latents" + (f", calibrated with {len(self.reference.answers)} ordinary galaxies" if self.reference is not None else "")
 
-
+# %% ../nbs/09_outliers.ipynb #bfbb3994
 def _sample(flow: LatentFlow, n: int, seed: int) -> Tensor:
     "Draw from all members alike."
     share, parts = [n // len(flow.members) + (k < n % len(flow.members)) for k in range(len(flow.members))], []
@@ -205,7 +199,7 @@ def _sample(flow: LatentFlow, n: int, seed: int) -> Tensor:
             parts.append(member.sample(m, torch.Generator().manual_seed(seed)) if isinstance(member, MaskedFlow) else member().sample((m,)).double())
         return torch.cat(parts)[torch.randperm(n)]
 
-# %% ../nbs/09_outliers.ipynb #cc54db60
+# %% ../nbs/09_outliers.ipynb #dc8b3127
 def train_flow(
     latents: Any,             # (n_spec, n_latent) of ordinary galaxies
     covariances: Any = None,  # (n_spec, n_latent, n_latent) of their errors; latents are then moved about within them, anew in every step
@@ -234,7 +228,7 @@ def train_flow(
         members.append(_train_member(member, latents, spread, steps, seed + k, progress))
     return LatentFlow(latents.shape[1], members, config)
 
-
+# %% ../nbs/09_outliers.ipynb #15d52010
 def _train_member(member: nn.Module, latents: Tensor, spread: Tensor, steps: int, seed: int, progress: bool) -> nn.Module:
     "Train one flow on nine tenths of the latents; the rest says when to stop."
     order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed))
@@ -268,7 +262,7 @@ def save_flow(
     with atomic_write(path) as temporary:
         save_file(arrays, temporary, metadata={"spectra_nn": json.dumps(dict(format=_FORMAT, version=1, config=config, description=description))})
 
-# %% ../nbs/09_outliers.ipynb #c8aab7ae
+# %% ../nbs/09_outliers.ipynb #6b0ac985
 def load_flow(
     path: str | Path, # .safetensors of `save_flow`, or the .pt of a published flow
 ) -> LatentFlow:      # ready for use
@@ -287,7 +281,7 @@ def load_flow(
     if not all(torch.isfinite(value).all() for name, value in arrays.items() if name != "reference.answers"): raise SpectraError(f"{path} holds numbers that are not finite; it is damaged or its training diverged")
     return _rebuilt(path, header["config"], arrays)
 
-
+# %% ../nbs/09_outliers.ipynb #38ef42c8
 def _config(member: MaskedFlow) -> dict:
     "Say what a published flow is made of."
     return dict(kind="maf", n_hidden=member.n_hidden, n_step=member.n_step)
@@ -442,7 +436,7 @@ def _offered(search: SecondSearch, fit: FittedGalaxies, wave: np.ndarray) -> Ten
     best = Profile(root, fit.design * root[..., None], fit.residual * root, fit.matrix, fit.coefficients)
     return second_source_curve(search.scan, search.second, free_calibration(best, wave))[0]
 
-# %% ../nbs/09_outliers.ipynb #a01ab684
+# %% ../nbs/09_outliers.ipynb #f21a13c8
 def find_second(
     search: SecondSearch, # made ready
     fit: FittedGalaxies,  # galaxies with their best models
@@ -466,7 +460,7 @@ def find_second(
         best, best_z = torch.where(better, gain, best), torch.where(better, there, best_z)
     return best, best_z
 
-
+# %% ../nbs/09_outliers.ipynb #7150a4ac
 def _redshift_instead(model: GalaxyAutoencoder, view: BasisView, fit: FittedGalaxies, flux: Tensor, z: Tensor, amplitude: Tensor) -> Tensor:
     "Return how much smaller χ² (n,) is with the galaxy at redshift z (n,); 0 where that is NaN."
     design, valid = render(view, z.nan_to_num(0.1))
@@ -552,7 +546,7 @@ def surprises(
     ordinary = np.stack([surprise(column, column, least=least) for column, least in zip(reference.T, _CHANCE)], 1)
     return each, surprise(each.sum(1), ordinary.sum(1))
 
-# %% ../nbs/09_outliers.ipynb #bb39ea72
+# %% ../nbs/09_outliers.ipynb #fba8e96c
 def calibrate(
     flow: LatentFlow,         # of the model's latents
     model: GalaxyAutoencoder, # trained
@@ -565,7 +559,7 @@ def calibrate(
     _, calibrated.reference = _asked(model, flow, data, None, progress)
     return calibrated
 
-
+# %% ../nbs/09_outliers.ipynb #4fbed43d
 def _check_pair(model: Any, flow: Any) -> None:
     "Raise `SpectraError` if a model or a flow is of another kind, or they do not fit."
     if not isinstance(model, GalaxyAutoencoder): raise SpectraError(f"outliers need a galaxy autoencoder of this package; got {type(model).__name__}. Of published spender models, the flow's log_prob(model.encode(spec)) is the score")
@@ -588,18 +582,23 @@ def _asked(model: GalaxyAutoencoder, flow: LatentFlow, data: RedshiftedSpectra, 
     answers.values[~usable.numpy()] = np.nan
     return answers, reference or OutlierReference(answers.values[usable.numpy()], excess)
 
-# %% ../nbs/09_outliers.ipynb #3bcf7a88
+# %% ../nbs/09_outliers.ipynb #3c1d5c99
 @dataclass(frozen=True, repr=False)
 class OutlierResult:
     """Scores, one row per spectrum in the order given.
 
     Parameters
     ----------
-    table : QTable with `id`, `z`, `score`, `p_value`, `reason`, the scores and values of the six answers, latents and `flags` of `EncodeFlag`. Rows without a usable spectrum are NaN.
-    data : the spectra.
-    model : that reconstructs them.
-    encoding : their latents.
-    reference : the answers of ordinary galaxies they were compared with.
+    table : QTable
+        `id`, `z`, `score`, `p_value`, `reason`, the scores and values of the six answers, latents and `flags` of `EncodeFlag`; NaN without a usable spectrum.
+    data : RedshiftedSpectra
+        The spectra.
+    model : GalaxyAutoencoder
+        What reconstructs them.
+    encoding : Encoding
+        Their latents.
+    reference : OutlierReference
+        The answers of ordinary galaxies that they were compared with.
     """
     table: Any
     data: RedshiftedSpectra = field(repr=False)
@@ -629,7 +628,7 @@ class OutlierResult:
         top = [f"  {self.table['id'][k]}: score {score[k]:.1f}, {self.table['reason'][k]}" for k in self.order[:5] if np.isfinite(score[k])]
         return "\n".join([f"{len(self)} spectra, {int((score > 2).sum())} with a score above 2, {int((~np.isfinite(score)).sum())} without a score" + ("; the strangest:" if top else ""), *top])
 
-# %% ../nbs/09_outliers.ipynb #95d3b63a
+# %% ../nbs/09_outliers.ipynb #d5481ad5
 def outlier_score(
     spectra: Any,             # `RedshiftedSpectra`, or `Spectra`, on one grid or with a grid each
     model: GalaxyAutoencoder, # trained
@@ -648,7 +647,7 @@ def outlier_score(
     each, together = surprises(answers.values, reference.answers)
     return OutlierResult(_score_table(spectra, answers, each, together), spectra, model, answers.encoding, reference)
 
-
+# %% ../nbs/09_outliers.ipynb #44276f9d
 def _score_table(data: RedshiftedSpectra, answers: Answers, each: np.ndarray, together: np.ndarray) -> Any:
     "Make the table of a result."
     from astropy.table import QTable
@@ -668,10 +667,12 @@ def _score_table(data: RedshiftedSpectra, answers: Answers, each: np.ndarray, to
     for k, column in enumerate(answers.encoding.latents.cpu().numpy().T):
         table[f"latent_{k + 1}"], table[f"latent_{k + 1}_err"] = number(column), number(error[:, k])
     table["flags"] = flags
+    for column in table.columns.values():
+        if column.dtype.kind == "f": column.info.format = ".2g" if column.info.name == "p_value" else ".5f" if column.info.name.startswith("z") else ".2f"
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in EncodeFlag})
     return table
 
-
+# %% ../nbs/09_outliers.ipynb #85806440
 _GOOD_STAR = 2.  # χ² per pixel of a star that may be called one
 
 
@@ -699,7 +700,7 @@ def smooth_residual(
 _LINES = {"Mg II": 2799.1, "[O II]": 3728.5, "Ca K": 3934.8, "Ca H": 3969.6, "H delta": 4102.9, "H gamma": 4341.7, "H beta": 4862.7, "[O III] 4960": 4960.3,
           "[O III] 5008": 5008.2, "Mg b": 5176., "He I": 5877.2, "Na D": 5893.5, "[O I]": 6302., "H alpha": 6564.6, "[S II]": 6725.}
 
-# %% ../nbs/09_outliers.ipynb #8cb89343
+# %% ../nbs/09_outliers.ipynb #ba4f2963
 def strange_regions(
     result: OutlierResult, # of `outlier_score`
     row: int,              # which spectrum
@@ -718,9 +719,12 @@ def strange_regions(
     rest = [wave[p] / (1 + float(result.data.z[row])) for p, _, _ in peaks]
     names = [min((abs(r / at - 1), name) for name, at in _LINES.items()) for r in rest]
     columns = {name: np.array([wave[p[k]] for p in peaks]) * u.AA for k, name in ((1, "first"), (2, "last"), (0, "peak"))}
-    return QTable(columns | {"rest_peak": np.array(rest) * u.AA, "residual": np.array([t[p] for p, _, _ in peaks]), "line": np.array([name if off < 0.012 else "" for off, name in names], dtype=str)})
+    table = QTable(columns | {"rest_peak": np.array(rest) * u.AA, "residual": np.array([t[p] for p, _, _ in peaks]),
+                              "line": np.array([name if off < 0.012 else "" for off, name in names], dtype=str)})
+    for name in table.colnames[:5]: table[name].info.format = ".1f"
+    return table
 
-
+# %% ../nbs/09_outliers.ipynb #c36777e2
 def _compared(result: OutlierResult, row: int) -> tuple[np.ndarray, ...]:
     "Return wavelengths, reconstruction, residual and weight (n_pix,) of one spectrum, in units of its mean."
     data = result.data[[row]]
@@ -730,7 +734,10 @@ def _compared(result: OutlierResult, row: int) -> tuple[np.ndarray, ...]:
     weight = weight / (1 + weight * excess.to(weight) * model.nan_to_num().square())
     return data.wave, model.cpu().numpy(), (data.flux[0] - model).cpu().numpy(), weight.cpu().numpy()
 
-# %% ../nbs/09_outliers.ipynb #4177488e
+# %% ../nbs/09_outliers.ipynb #97c2fd5e
+_MORE, _LESS = "#edae49", "#1f77b4"  # colours of stretches with more light than the model has, and with less
+
+
 def plot_outliers(
     result: OutlierResult, # of `outlier_score`
     rows: Sequence[int],   # which spectra
@@ -745,10 +752,10 @@ def plot_outliers(
         top, low = fig.add_subplot(grid[3 * k:3 * k + 2, 0]), fig.add_subplot(grid[3 * k + 2, 0])
         _draw_spectrum(result, row, top, low)
         _draw_answers(result, row, fig.add_subplot(grid[3 * k:3 * k + 3, 1]))
-        if k == len(rows) - 1: low.set(xlabel="observed wavelength (vacuum), Å")
+        if k == len(rows) - 1: low.set(xlabel="Observed wavelength in vacuum [Å]")
     return fig
 
-
+# %% ../nbs/09_outliers.ipynb #c2cb93b6
 def _draw_spectrum(result: OutlierResult, row: int, top: Any, low: Any) -> None:
     "Draw spectrum, reconstruction and smoothed residual, the lines of strange stretches named."
     wave, model, residual, weight = _compared(result, row)
@@ -761,24 +768,24 @@ def _draw_spectrum(result: OutlierResult, row: int, top: Any, low: Any) -> None:
     low.fill_between(wave, -5, 5, color="0.92", zorder=0)
     named = {}
     for region in strange_regions(result, row, most=6):
-        for ax in (top, low): ax.axvspan(region["first"].value, region["last"].value, color="tab:red" if region["residual"] > 0 else "tab:blue", alpha=0.18, lw=0)
+        for ax in (top, low): ax.axvspan(region["first"].value, region["last"].value, color=_MORE if region["residual"] > 0 else _LESS, alpha=0.3, lw=0)
         if region["line"] and not np.any(np.abs(np.array(named.get(region["line"], [])) - region["peak"].value) < 0.02 * region["peak"].value):
             named.setdefault(region["line"], []).append(region["peak"].value)
             top.annotate(region["line"], (region["peak"].value, 0.97), xycoords=("data", "axes fraction"), fontsize=7, rotation=90, ha="right", va="top")
     if good.any(): top.set(ylim=np.quantile((model + residual)[good], [0.002, 0.998]) + np.array([-0.3, 0.5]))
     second = table["z_second"][row] if table["reason"][row] in ("second galaxy", "redshift") else np.nan
     top.set_title(f"{table['id'][row]}   z = {table['z'][row]:.4f}   score {table['score'][row]:.1f}   {table['reason'][row]}" + (f" at z = {second:.4f}" if np.isfinite(second) else ""), fontsize=9, loc="left")
-    top.set(ylabel="flux / mean", xlim=ends, xticklabels=[])
-    low.set(ylabel="residual, σ", xlim=ends, ylim=np.array([-1.15, 1.15]) * max(8, np.nanmax(np.abs(t), initial=0)))
+    top.set(ylabel="Flux / mean", xlim=ends, xticklabels=[])
+    low.set(ylabel="Residual [σ]", xlim=ends, ylim=np.array([-1.15, 1.15]) * max(8, np.nanmax(np.abs(t), initial=0)))
     top.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0, ncol=2, frameon=False)
 
-
+# %% ../nbs/09_outliers.ipynb #107c8e65
 def _draw_answers(result: OutlierResult, row: int, ax: Any) -> None:
     "Draw the scores of the questions, and name the latents that are far out."
     scores = [float(result.table[f"score_{name.replace(' ', '_')}"][row]) for name in PARTS]
-    ax.barh(PARTS, scores, color=["tab:red" if s > 2 else "0.7" for s in scores])
+    ax.barh(PARTS, scores, color=["0.25" if s > 2 else "0.75" for s in scores])
     ax.invert_yaxis()
-    ax.set(xlabel="score, −log₁₀ p", xlim=(0, max(3, np.nanmax([0, *scores]) * 1.05)))
+    ax.set(xlabel="Score, −log₁₀ p", xlim=(0, max(3, np.nanmax([0, *scores]) * 1.05)))
     ax.axvline(2, color="0.4", lw=0.8, ls=":")
     ax.tick_params(labelsize=8)
     far = [f"latent {k + 1}: {float(v):+.1f}" for k, v in enumerate(result.encoding.latents[row]) if abs(v) > 3]
