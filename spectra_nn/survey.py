@@ -599,19 +599,20 @@ def join_tables(
         file.write(b"\0" * (-n_row * widest.itemsize % 2880))
     return n_row
 
-# %% ../nbs/11_survey.ipynb #13cf4b5c
+# %% ../nbs/11_survey.ipynb #4372a3c1
 _CHILD = "from spectra_nn.survey import _serve; _serve()"
 
 
 def _serve() -> None:
     "Run shards whose numbers come on the input, until it ends; answer with a line of JSON for each."
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever else is printed must not come between the answers
     job_text = sys.stdin.readline()
     for number in sys.stdin:
         try: note = run_shard(job_text, int(number))
         except (SpectraError, OSError) as error: note = {"error": str(error)}
-        print(json.dumps(note), file=answers, flush=True)
+        try: answers.write(f"{json.dumps(note)}\n".encode())
+        except BrokenPipeError: return  # whoever asked is gone; the shard is written
 
 
 class _Hand:
