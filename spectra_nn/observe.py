@@ -79,7 +79,7 @@ def log_doppler(
     if not (beta.abs() < 1).all(): raise SpectraError(f"a velocity of {velocity} km/s is not below that of light. Is it in m/s?")
     return torch.atanh(beta)
 
-# %% ../nbs/04_observe.ipynb #9442de2d
+# %% ../nbs/04_observe.ipynb #1280636a
 def _uniform_step(wave: np.ndarray) -> float:
     "Return the step in ln λ of a grid, after checking that it is the same everywhere."
     log_wave = np.log(np.asarray(wave, np.float64))
@@ -89,7 +89,7 @@ def _uniform_step(wave: np.ndarray) -> float:
         raise SpectraError(f"the grid is not uniform in ln λ: a pixel is off by {worst:.2g} of a step. Make one with `log_grid`.")
     return float(step)
 
-
+# %% ../nbs/04_observe.ipynb #d06e41ec
 def sample_spline(
     coefficients: Tensor, # (n_spec, n_grid + 5, n_row) spline coefficients
     position: Tensor,     # (n_spec, n_pix) where, in pixels from the first grid point, float64; clamped to the grid
@@ -230,7 +230,7 @@ class LineSpread:
         "Return the kernel (2 m + 1,) of unit sum on pixels of `velocity_step` km/s, where one serves all wavelengths."
         return _constant_kernel(self, velocity_step, rest_resolution)
 
-# %% ../nbs/04_observe.ipynb #ecb762ff
+# %% ../nbs/04_observe.ipynb #3b5d0731
 def _resolutions(spread: LineSpread) -> np.ndarray:
     "Return all resolving powers that a line spread has in its table, or its one."
     if callable(spread.resolution): raise SpectraError("the resolution is a function; say on which wavelengths with `on(wave)`")
@@ -247,7 +247,7 @@ def _check_spread(spread: LineSpread) -> None:
     if not (_resolutions(spread) > 0).all(): raise SpectraError(f"the resolving power must be positive; got {spread.resolution}")
     if not spread.constant and not (np.diff(spread.resolution[0]) > 0).all(): raise SpectraError("the wavelengths of the resolution table must increase")
 
-
+# %% ../nbs/04_observe.ipynb #8576a4b1
 def _profile_fwhm(offset: np.ndarray, weight: np.ndarray) -> float:
     "Return the FWHM, km/s, of the Gaussian with the variance of a tabulated profile."
     mean = np.average(offset, weights=weight)
