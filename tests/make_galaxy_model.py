@@ -1,6 +1,8 @@
 """Make spectra_nn/assets/sdss_mock.safetensors: python tests/make_galaxy_model.py MOCKS.npz…
 
 MOCKS.npz are files of `make_mock_sdss.py --n 2000 --seed S`, several seeds; only their ordinary galaxies are learned from.
+Redshifts are those of the catalogue, 7.6 km/s off. With `refine_redshifts`, twice, 3.6 km/s, everything else the same, the model
+finds redshifts to 2.7 km/s instead of 3.3, but χ² per pixel at the redshifts of the catalogue is 1.094 instead of 1.091 (two seeds).
 """
 
 import sys
