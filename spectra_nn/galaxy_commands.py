@@ -162,7 +162,7 @@ def normalised(
     tensor = lambda values: torch.as_tensor(np.nan_to_num(values), dtype=torch.float32)  # noqa: E731
     return RedshiftedSpectra(wave, tensor(flux / scale), tensor(ivar * scale**2), torch.as_tensor(np.nan_to_num(z)), tensor(scale[:, 0]), None, tuple(map(str, spectra.ids)))
 
-# %% ../nbs/11c_galaxy_commands.ipynb #a3ea2a42
+# %% ../nbs/11c_galaxy_commands.ipynb #4bee5cb6
 def encode_published(
     model: Any,      # `BaseAutoencoder`
     data: Any,       # of `normalised`
@@ -188,7 +188,7 @@ def encode_published(
     hidden = (bad | odd)[:, None]
     latents = torch.where(hidden, torch.nan, latents.double())
     unknown = torch.full((len(data), latents.shape[1], latents.shape[1]), torch.nan, dtype=torch.float64)
-    found = Encoding(latents, unknown, torch.where(hidden[:, 0], torch.nan, data.scale.double()), chi2, n_valid, flags.to(torch.int32), torch.zeros(len(data), 0, dtype=torch.float64))
+    found = Encoding(latents, unknown, torch.where(hidden[:, 0], torch.nan, data.scale.double()), chi2, n_valid, flags.to(torch.int32), *torch.zeros(2, len(data), 0, dtype=torch.float64))
     return found, torch.where(hidden, torch.nan, seen), torch.where(hidden, torch.nan, rest)
 
 # %% ../nbs/11c_galaxy_commands.ipynb #57e80562

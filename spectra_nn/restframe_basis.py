@@ -23,8 +23,8 @@ from .training import latest_checkpoint, read_checkpoint, save_checkpoint
 # %% auto #0
 __all__ = ['RedshiftedSpectra', 'on_common_grid', 'redshifted', 'StreamedSpectra', 'streamed', 'galaxy_parts', 'in_blocks',
            'RestBasis', 'BasisView', 'render', 'Projection', 'chi_squared', 'project', 'project_all', 'coefficients_of',
-           'Population', 'Solution', 'solve_with_prior', 'fit_population', 'shared_window', 'within', 'processes',
-           'wait_for_all', 'fit_restframe_basis']
+           'Population', 'Solution', 'solve_with_prior', 'fit_population', 'Uncertainty', 'distortions',
+           'project_uncertain', 'shared_window', 'within', 'processes', 'wait_for_all', 'fit_restframe_basis']
 
 # %% ../nbs/07b_restframe_basis.ipynb #df93ea88
 @dataclass(frozen=True)
@@ -408,6 +408,60 @@ def _population(mean: Tensor, covariance: Tensor, direction: Tensor) -> Populati
     value, vector = torch.linalg.eigh(covariance)
     value, vector = value.flip(0), vector.flip(1)
     return Population(mean, vector * value.clamp_min(1e-8 * float(value[0])).sqrt(), direction)
+
+# %% ../nbs/07b_restframe_basis.ipynb #471b925e
+class Uncertainty(NamedTuple):
+    "What may be wrong with observations beside their noise; 0 is trusted."
+    calibration: float = 0. # flux, smoothly in wavelength, as a fraction
+    velocity: float = 0.    # redshift, km/s
+    width: float = 0.       # lines, wider or narrower by this in quadrature, km/s
+
+# %% ../nbs/07b_restframe_basis.ipynb #ed2035de
+def distortions(
+    uncertainty: Uncertainty, # 1σ of each
+    wave: np.ndarray,         # (n_pix,) wavelengths, Å
+    flux: Tensor,             # (n, n_pix) model spectra
+    order: int = 6,           # of the polynomial in ln λ by which calibration is off
+) -> Tensor:                  # (n, n_pix, m): polynomials from the first order on, unless calibration is trusted; velocity and width, unless both are
+    "Return what each uncertainty, at 1σ, would add to model spectra."
+    parts, log_wave = [], np.log(np.asarray(wave, np.float64))
+    if uncertainty.calibration:
+        x = 2 * (log_wave - log_wave[0]) / (log_wave[-1] - log_wave[0]) - 1
+        shapes = torch.as_tensor(np.polynomial.chebyshev.chebvander(x, order)[:, 1:], dtype=flux.dtype, device=flux.device)
+        parts.append(uncertainty.calibration * flux[..., None] * shapes)
+    if uncertainty.velocity or uncertainty.width:
+        step = torch.as_tensor(SPEED_OF_LIGHT * np.diff(log_wave), dtype=flux.dtype, device=flux.device)
+        slope, span = flux.diff(dim=1) / step, step[1:] + step[:-1]
+        first, second = (flux[:, 2:] - flux[:, :-2]) / span, slope.diff(dim=1) / span  # the latter is half the second derivative
+        parts.append(torch.nn.functional.pad(torch.stack([-uncertainty.velocity * first, uncertainty.width**2 * second], 2), (0, 0, 1, 1)))
+    return torch.cat(parts, 2) if parts else flux.new_zeros(*flux.shape, 0)
+
+# %% ../nbs/07b_restframe_basis.ipynb #1574635a
+def project_uncertain(
+    basis: RestBasis,         # restframe spectra
+    population: Population,   # of galaxies in it
+    data: RedshiftedSpectra,  # observations
+    uncertainty: Uncertainty, # what may be wrong with them
+    order: int = 6,           # of the calibration's polynomial
+    chunk: int = 4,           # spectra at a time
+) -> Projection:              # of every spectrum, what is uncertain eliminated
+    "Reduce spectra to what they say about a basis whatever their calibration, velocity and width."
+    plain, view, parts = project(basis, data), basis.view(data.wave, data.resolution), []
+    if not any(uncertainty): return plain
+    solution = solve_with_prior(plain, population)
+    with torch.no_grad():
+        for begin in range(0, len(data), chunk):
+            rows = slice(begin, begin + chunk)
+            design, valid = render(view, data.z[rows])
+            model = (design @ (solution.mean * solution.amplitude[:, None])[rows].to(design)[..., None])[..., 0]
+            bends = distortions(uncertainty, data.wave, model, order)
+            weighted = bends * (data.ivar[rows] * valid)[..., None]
+            inner = (weighted.mT @ bends).double() + torch.eye(bends.shape[2], dtype=torch.float64, device=bends.device)
+            cross, right = (weighted.mT @ design).double(), (weighted.mT @ data.flux[rows, :, None]).double()
+            solved = torch.linalg.solve(inner, torch.cat([cross, right], 2))
+            parts.append((plain.matrix[rows] - cross.mT @ solved[..., :-1], plain.vector[rows] - (cross.mT @ solved[..., -1:])[..., 0],
+                          plain.power[rows] - (right.mT @ solved[..., -1:])[:, 0, 0], plain.n_valid[rows]))
+    return Projection(*(torch.cat(part) for part in zip(*parts)))
 
 # %% ../nbs/07b_restframe_basis.ipynb #af0d04b6
 def _to_rest(values: Tensor, weight: Tensor, position: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from spectra_nn import Spectra, SpectraError, asset, read_spectra, restframe_bas
 from spectra_nn.galaxy_autoencoder import EncodeFlag, GalaxyRecipe, block_size, calibration_curve, encode, load_galaxy_model, reconstruct, restframe, save_galaxy_model, train_spender
 from spectra_nn.galaxy_shards import ShardedSpectra, prepare_galaxies
 from spectra_nn.instruments import BOSS, DESI, SDSS
-from spectra_nn.restframe_basis import chi_squared, fit_population, fit_restframe_basis, on_common_grid, project, redshifted, render, streamed
+from spectra_nn.restframe_basis import Uncertainty, chi_squared, distortions, fit_population, fit_restframe_basis, on_common_grid, project, redshifted, render, streamed
 from spectra_nn.spectrum_files import info_column
 from spectra_nn.training import TrainConfig
 
@@ -83,6 +83,28 @@ def test_calibration_takes_up_what_bends(model, galaxies):
     bent = replace(galaxies, flux=galaxies.flux * bend)
     shift = lambda calibration: (encode(model, bent, calibration=calibration).latents - encode(model, galaxies, calibration=calibration).latents).abs().mean()  # noqa: E731
     assert shift(0.05) < 0.4 * shift(0.0)
+
+
+def test_latents_blind_to_kinematics(model, galaxies, tmp_path):
+    """Lines 12 km/s aside and wider by 40 km/s: a model that is blind to both finds the same latents, says what was off, and puts it back."""
+    truth, moved = encode(model, galaxies).latents, torch.tensor([12.0, 40.0**2])
+    seen = observed_by(SDSS, SDSS.wave_obs, model, truth, galaxies.z, 60)
+    flux = seen.flux * seen.scale[:, None]
+    clean = torch.nan_to_num(reconstruct(model, seen, encode(model, seen))[0])
+    added = (distortions(Uncertainty(velocity=1.0, width=1.0), SDSS.wave_obs, clean) * moved).sum(2)
+    changed = replace(seen, flux=(flux + added) / seen.scale[:, None])
+    blind = load_galaxy_model(asset("sdss_mock.safetensors"))[0]
+    blind.kinematics = (20.0, 63.0)
+    off = [(encode(m, changed).latents - encode(m, seen).latents).abs().median(0).values for m in (model, blind)]
+    assert off[1].max() < 0.05 and off[1].max() < 0.3 * off[0].max()
+    found = encode(blind, changed)
+    assert torch.allclose(found.kinematics.median(0).values, moved.double(), rtol=0.25) and found.calibration.shape == (len(seen), 0)
+    good = changed.ivar > 0
+    chi2 = [(((reconstruct(m, changed, encode(m, changed))[0] / changed.scale[:, None] - changed.flux) ** 2 * changed.ivar)[good]).mean() for m in (model, blind)]
+    assert chi2[1] < 1.2 and chi2[0] > 2 * chi2[1], chi2
+    save_galaxy_model(blind, tmp_path / "blind.safetensors")
+    again = load_galaxy_model(tmp_path / "blind.safetensors")[0]
+    assert again.kinematics == (20.0, 63.0) and torch.equal(encode(again, changed).latents, found.latents) and model.kinematics == (0.0, 0.0)
 
 
 def test_air_wavelengths_are_converted(model):
@@ -242,6 +264,14 @@ def test_blocks_change_rounding_only(shards):
     assert block_size([training], 6, 5.2e7, 10_000) < 40
     assert told.best_loss == pytest.approx(said.best_loss, rel=0.05)  # another choice of galaxies kept aside, no more
     assert mean_chi2(by_blocks, held_out) == pytest.approx(mean_chi2(whole, held_out), rel=0.01)
+
+
+def test_blocks_are_blind_to_kinematics_as_well(shards):
+    recipe, held_out = replace(SMALL, kinematics=(20.0, 63.0)), streamed(shards, "test")[:]
+    whole, by_blocks = (train_spender(streamed(shards), recipe, progress=False, **budget)[0] for budget in ({}, {"memory_budget": 5.2e7}))
+    assert whole.kinematics == by_blocks.kinematics == recipe.kinematics
+    assert mean_chi2(by_blocks, held_out) == pytest.approx(mean_chi2(whole, held_out), rel=0.01)
+    assert mean_chi2(whole, held_out) < mean_chi2(train_spender(streamed(shards), SMALL, progress=False)[0], held_out)
 
 
 def test_packing_loses_no_more_than_single_precision_does(galaxies):

@@ -38,7 +38,7 @@ def known():
 def encoding_of(latents, variance=0.01, amplitude=2.0):
     latents = torch.as_tensor(latents, dtype=torch.float64).reshape(-1, 1)
     n = len(latents)
-    return Encoding(latents, torch.full((n, 1, 1), variance, dtype=torch.float64), torch.full((n,), amplitude), torch.zeros(n), torch.full((n,), 100), torch.zeros(n, dtype=torch.long), torch.zeros(n, 0))
+    return Encoding(latents, torch.full((n, 1, 1), variance, dtype=torch.float64), torch.full((n,), amplitude), torch.zeros(n), torch.full((n,), 100), torch.zeros(n, dtype=torch.long), *torch.zeros(2, n, 0))
 
 
 def test_a_known_line_has_its_flux_width_and_errors(known):
