@@ -61,7 +61,7 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _EXTRAS = {  # package -> the extra that brings it
     "specutils": "specutils", "tensorboard": "track", "h5py": "formats", "pyarrow": "formats",
-    "emcee": "sample", "nautilus": "sample", "zuko": "flow", "dust_extinction": "dust",
+    "emcee": "sample", "nautilus": "sample", "zuko": "flow", "dust_extinction": "dust", "distributed": "dask",
 }
 
 __all__ = ["__version__", *_NAMES, *_HOME]

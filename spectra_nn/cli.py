@@ -199,7 +199,7 @@ def predict(
     print(f"written: {out}, {len(flux)} spectra of {len(model.wave)} pixels, {model.wave[0]:.2f}-{model.wave[-1]:.2f} Å in {model.frame}")
     return 0
 
-# %% ../nbs/12_cli.ipynb #2fd85c52
+# %% ../nbs/12_cli.ipynb #3ccc543c
 def _in_words(line: Any, parameters: tuple[str, ...]) -> str:
     "A row of the result table on one line of the screen."
     import numpy as np
@@ -215,7 +215,21 @@ def _in_words(line: Any, parameters: tuple[str, ...]) -> str:
     fitted = [*parts, f"χ²/dof {line['chi2'] / max(line['dof'], 1):.2g}"] if np.isfinite(line["chi2"]) else []
     return f"{line['id']}: " + ", ".join([*fitted, *([f"flags {flags}"] if flags else [])])
 
-# %% ../nbs/12_cli.ipynb #ce1bb147
+
+def _doubts(result: Any, model: Any, told: bool) -> list[str]:
+    "Say in words what may have gone wrong with all spectra alike; `told` that a resolving power was given."
+    import numpy as np
+
+    from spectra_nn.fit_results import FitFlag
+
+    lines = [] if told else [f"no resolving power was given, so that of the emulator was taken ({f'{model.resolution:g}' if model.resolution else 'that of the synthesis'}): if the spectrograph's is lower, widths and labels are wrong. Give --resolution or --instrument."]
+    if len(result) and (result.flags & FitFlag.BAD_INPUT.value).all():
+        good = np.broadcast_to(result.spectra.wave, result.spectra.ivar.shape)[result.spectra.ivar > 0]
+        seen = f"lie at {good.min():.0f}–{good.max():.0f} Å" if len(good) else "are none"
+        lines.append(f"nothing could be fitted: the good pixels {seen}, the emulator covers {model.wave[0]:.0f}–{model.wave[-1]:.0f} Å")
+    return lines
+
+# %% ../nbs/12_cli.ipynb #be276e51
 def fit(
     emulator: str,                         # emulator file, or the name of a built-in one
     files: list[Path],                     # spectra: text or csv (λ, flux, error), .fits, or .npz with wave, flux, ivar and perhaps ids
@@ -267,6 +281,7 @@ def fit(
         print(_in_words(line, result.parameter_names))
     if len(result) > 12:
         print(f"… and {len(result) - 12} more in the table")
+    for line in _doubts(result, model, resolution is not None or known is not None): print(line)
     print(f"{result.summary()}\nwritten: {out}" + (f", {plots}{os.sep}" if plots else "") + (f", {report}" if report else ""))
     return 0
 

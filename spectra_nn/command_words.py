@@ -78,7 +78,7 @@ class CommandParser(argparse.ArgumentParser):
         "End with status 2 and a hint."
         self.exit(2, f"spectra-nn: {message}\nTry: {self.prog} --help\n")
 
-# %% ../nbs/11b_command_words.ipynb #3198ef1e
+# %% ../nbs/11b_command_words.ipynb #089e06fe
 def command_parser(
     verb: Callable,            # a function with a comment on every argument
 ) -> argparse.ArgumentParser:  # whose help says the same
@@ -101,7 +101,7 @@ def command_parser(
         elif default is inspect.Parameter.empty:
             parser.add_argument(option, required=True, help=f"{help} (required)", **_reading(kinds[name]))
         else:
-            shown = "" if default is None else f" (default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
+            shown = "" if default in (None, "") else f" (default: {' '.join(f'{value:g}' if isinstance(value, float) else str(value) for value in default) if isinstance(default, tuple) else default})"
             parser.add_argument(option, default=default, help=help + shown, **_reading(kinds[name]))
     return parser
 

@@ -191,7 +191,7 @@ def encode_published(
     found = Encoding(latents, unknown, torch.where(hidden[:, 0], torch.nan, data.scale.double()), chi2, n_valid, flags.to(torch.int32), *torch.zeros(2, len(data), 0, dtype=torch.float64))
     return found, torch.where(hidden, torch.nan, seen), torch.where(hidden, torch.nan, rest)
 
-# %% ../nbs/11c_galaxy_commands.ipynb #57e80562
+# %% ../nbs/11c_galaxy_commands.ipynb #5f94b3ed
 def _read_with_redshifts(files: list[Path], instrument: str | None, frame: str | None, error: Any, z: float | None) -> tuple[Any, Any, Any]:
     "Read galaxies; return spectra, redshifts and the instrument that was named."
     known = named_instrument(instrument) if instrument else None
@@ -221,23 +221,7 @@ def _flag_lines(flags: Any, kinds: Any) -> str:
     counts = {flag.name: int(((flags & flag.value) > 0).sum()) for flag in kinds}
     return "".join(f"\n  {name}: {n}" for name, n in counts.items() if n)
 
-
-def _encoding_table(data: Any, found: Any) -> Any:
-    "Make the table of latents: one row per spectrum."
-    import numpy as np
-    from astropy.table import QTable
-
-    from spectra_nn.galaxy_autoencoder import EncodeFlag
-
-    table = QTable({"id": np.array(data.ids), "z": data.z.numpy()})
-    error = found.covariance.diagonal(dim1=1, dim2=2).sqrt().numpy()
-    for k in range(found.latents.shape[1]): table[f"latent_{k + 1}"], table[f"latent_{k + 1}_err"] = found.latents[:, k].numpy(), error[:, k]
-    table["amplitude"], table["chi2"], table["dof"] = found.amplitude.numpy(), found.chi2.numpy(), (found.n_valid - found.latents.shape[1] - 1).clamp_min(0).numpy()
-    table["flags"], table["covariance"] = found.flags.numpy().astype(np.int32), found.covariance.numpy()
-    table.meta.update({f"FLAG{flag.value}": flag.name for flag in EncodeFlag})
-    return table
-
-# %% ../nbs/11c_galaxy_commands.ipynb #1ac2b362
+# %% ../nbs/11c_galaxy_commands.ipynb #2731dab8
 def encode(
     model: str,                            # model file, its name on the hub, such as sdss_mock, or a published one (.pt of spender)
     files: list[Path],                     # spectra: of a survey, .npz with wave, flux, ivar and perhaps z and ids, or text
@@ -261,6 +245,7 @@ def encode(
     """
     from spectra_nn import galaxy_autoencoder
     from spectra_nn.fit_results import write_table
+    from spectra_nn.survey import encoding_table
 
     check_out(out, ".fits", ".ecsv", ".parquet")
     if published := published_model(model, instrument):
@@ -273,7 +258,7 @@ def encode(
         data = _prepared(files, instrument, frame, error, z, error_floor)
         _check_reach(data.wave, data.z, network.basis.rest_wave)
         found = galaxy_autoencoder.encode(network, data, calibration=calibration)
-    write_table(_encoding_table(data, found), out)
+    write_table(encoding_table(data, found), out)
     usual = (found.chi2 / found.n_valid)[found.n_valid > 0].nanmedian()
     print(f"{len(data)} spectra, {int((found.flags == 0).sum())} without a flag; median χ² per pixel {usual:.2f}{_flag_lines(found.flags, galaxy_autoencoder.EncodeFlag)}\nwritten: {out}")
     return 0

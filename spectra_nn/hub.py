@@ -308,7 +308,7 @@ def _fits(entry: HubEntry, pattern: str) -> bool:
     words = (entry.name, entry.instrument, *entry.labels)
     return any(fnmatch.fnmatch(word.lower(), pattern.lower()) or pattern.lower() in word.lower() for word in words)
 
-# %% ../nbs/10_hub.ipynb #1c77886f
+# %% ../nbs/10_hub.ipynb #179f6141
 class Card(str):
     "A text that prints as such at the prompt and as Markdown in a notebook."
 
@@ -319,7 +319,7 @@ class Card(str):
 _FIRST_LINES = {
     "stellar emulator": 'emulator = hub.load("{name}")\nlabels = emulator.label_bounds.mean(axis=0)  # the middle of the training range\nflux = emulator.predict(labels)[0]             # on emulator.wave',
     "spectrum autoencoder": 'instrument, model = hub.load("{name}")\nlatents = model.encode(spec)                              # spec (n_spec, n_pix) on instrument.wave_obs\nreconstruction = model(spec, instrument=instrument, z=z)  # z (n_spec,)',
-    "galaxy autoencoder": 'model = hub.load("{name}")\ngalaxies = restframe_basis.redshifted(spectra, z, instrument=instruments.SDSS)  # spectra of read_spectra, z (n_spec,)\nfound = galaxy_autoencoder.encode(model, galaxies)  # latents, covariance, chi2, flags',
+    "galaxy autoencoder": 'from spectra_nn.galaxy_autoencoder import encode\nfrom spectra_nn.instruments import SDSS\nfrom spectra_nn.restframe_basis import redshifted\n\nmodel = hub.load("{name}")\ngalaxies = redshifted(spectra, z, SDSS)  # spectra of read_spectra, z (n_spec,)\nfound = encode(model, galaxies)          # latents, covariance, chi2, flags',
     "latent flow": 'flow = hub.load("{name}")\nlog_probability = flow.log_prob(latents)  # low for outliers',
     "outlier catalogue": 'table = hub.load_catalog("{name}")',
     "pixel mask": 'arrays = hub.load("{name}")  # by name',

@@ -50,7 +50,7 @@ from .spectrum_files import open_fits, read_spectra
 __all__ = ['encoding_table', 'file_resolution', 'task_options', 'SurveyJob', 'count_spectra', 'Piece', 'cut_shards', 'SurveyPlan',
            'list_files', 'make_plan', 'run_shard', 'join_tables', 'share_of', 'SurveyReport', 'run']
 
-# %% ../nbs/11_survey.ipynb #9c04b20f
+# %% ../nbs/11_survey.ipynb #703e1fea
 def encoding_table(
     data: Any,       # `RedshiftedSpectra`
     found: Encoding, # of them
@@ -61,7 +61,7 @@ def encoding_table(
     table = QTable({"id": np.asarray(data.ids, dtype=str), "z": data.z.numpy()})
     error = found.covariance.diagonal(dim1=1, dim2=2).sqrt().numpy()
     for k in range(found.latents.shape[1]): table[f"latent_{k + 1}"], table[f"latent_{k + 1}_err"] = found.latents[:, k].numpy(), error[:, k]
-    table["amplitude"], table["chi2"], table["dof"] = found.amplitude.numpy(), found.chi2.numpy(), (found.n_valid - found.latents.shape[1] - 1).clamp_min(0).numpy()
+    table["amplitude"], table["chi2"], table["dof"] = found.amplitude.numpy(), found.chi2.numpy(), (found.n_valid - found.latents.shape[1] - 1).clamp_min(0).numpy().astype(np.int64)
     table["flags"], table["covariance"] = found.flags.numpy().astype(np.int32), found.covariance.numpy()
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in EncodeFlag})
     return table

@@ -76,6 +76,11 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("spectra-nn 0.")
 
 
+def test_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "spectra_nn", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("spectra-nn ")
+
+
 @pytest.mark.parametrize("verb", _VERBS)
 def test_help_explains_every_option(capsys, verb):
     assert main([verb, "--help"]) == 0
