@@ -70,7 +70,7 @@ def prep_galaxies(
     print(report)
     return 0
 
-# %% ../nbs/11c_galaxy_commands.ipynb #412d4e7e
+# %% ../nbs/11c_galaxy_commands.ipynb #e311a214
 def train_spender(
     shards: list[Path],                    # folders made by prep-galaxies, one for each instrument
     *,
@@ -79,6 +79,7 @@ def train_spender(
     components: int = 32,                  # restframe spectra in the basis
     steps: int = 1500,                     # of the networks' training; 0 for a linear model
     minutes: float | None = None,          # longest time for the networks, min; default: what the steps take
+    kinematics: tuple[float, float] = (0.0, 0.0), # km/s by which redshift and line width may be off without a word in the latents, such as 20 63
     seed: int = 0,                         # of everything random
     run: Path | None = None,               # folder for checkpoints, from which an interrupted training goes on
     basis_spectra: int = 10_000,           # galaxies from which the restframe spectra are learned; the networks learn from all
@@ -102,7 +103,7 @@ def train_spender(
 
     check_out(out, ".safetensors")
     opened = [ShardedSpectra.open(folder) for folder in shards]
-    recipe = GalaxyRecipe(n_latent=latents, n_component=components if steps else latents + 1, widths=GalaxyRecipe().widths if steps else ())
+    recipe = GalaxyRecipe(n_latent=latents, n_component=components if steps else latents + 1, widths=GalaxyRecipe().widths if steps else (), kinematics=kinematics)
     if steps: recipe = replace(recipe, train=replace(recipe.train, steps=steps, minutes=minutes))
     training, test = ([streamed(each, split) for each in opened] for split in ("train", "test"))
     model, _ = train_model(training, recipe, basis_spectra=basis_spectra, memory_budget=1e9 * memory, seed=seed, folder=run, progress=not quiet)

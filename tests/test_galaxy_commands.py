@@ -144,11 +144,12 @@ def test_training_reads_shards_in_blocks_and_goes_on(tmp_path, capsys):
         for name, rows in (("a", kept[:120]), ("b", kept[120:])):
             np.savez(tmp_path / f"{name}.npz", wave=mocks["wave"], frame="vacuum", **{key: mocks[key][rows] for key in ("flux", "ivar", "z", "ids")})
             prep_galaxies([tmp_path / f"{name}.npz"], instrument="SDSS" if name == "a" else "BOSS", out=tmp_path / name, quiet=True)
-    options = dict(latents=2, components=5, steps=20, basis_spectra=60, run=tmp_path / "run", quiet=True)
+    options = dict(latents=2, components=5, steps=20, basis_spectra=60, kinematics=(20.0, 63.0), run=tmp_path / "run", quiet=True)
     for name in ("one", "again"):
         train_spender([tmp_path / "a", tmp_path / "b"], out=tmp_path / f"{name}.safetensors", memory=0.06, **options)
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
-    assert galaxy_model(str(tmp_path / "one.safetensors")).n_latent == 2
+    found = galaxy_model(str(tmp_path / "one.safetensors"))
+    assert found.n_latent == 2 and found.kinematics == (20.0, 63.0)
     said = [line for line in capsys.readouterr().out.splitlines() if "kept aside" in line]
     assert len(said) == 2 and said[0] == said[1] and 1 < float(said[0].split()[-1]) < 2
     with pytest.raises(SpectraError, match="memory_budget"):
