@@ -30,7 +30,7 @@ from .training import History, TrainConfig, train
 __all__ = ['GalaxyAutoencoder', 'GalaxyRecipe', 'block_size', 'train_spender', 'EncodeFlag', 'Encoding', 'encode_projection',
            'calibration_curve', 'encode', 'reconstruct', 'restframe', 'save_galaxy_model', 'load_galaxy_model']
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #086d20b2
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #d8b8927b
 class GalaxyAutoencoder(nn.Module):
     """Latents of galaxies to restframe spectra and back.
 
@@ -54,6 +54,7 @@ class GalaxyAutoencoder(nn.Module):
         super().__init__()
         size = len(basis)
         if not 0 < n_latent < size: raise SpectraError(f"{n_latent} latents from {size} basis spectra: there must be fewer")
+        if not (len(kinematics) == 2 and all(0 <= value < 1000 for value in kinematics)): raise SpectraError(f"kinematics are (velocity, width) in km/s, such as (20, 63), or (0, 0) to trust both; got {kinematics}")
         self.basis, self.n_latent, self.widths, self.kinematics = basis, n_latent, tuple(widths), tuple(map(float, kinematics))
         for name, value in population._asdict().items(): self.register_buffer(name, value.double())
         self.register_buffer("centre", torch.zeros(n_latent, dtype=torch.float64))

@@ -105,6 +105,9 @@ def test_latents_blind_to_kinematics(model, galaxies, tmp_path):
     save_galaxy_model(blind, tmp_path / "blind.safetensors")
     again = load_galaxy_model(tmp_path / "blind.safetensors")[0]
     assert again.kinematics == (20.0, 63.0) and torch.equal(encode(again, changed).latents, found.latents) and model.kinematics == (0.0, 0.0)
+    for wrong in ((-20.0, 63.0), (float("nan"), 63.0), (20.0,)):
+        with pytest.raises(SpectraError, match="velocity, width"):
+            module.GalaxyAutoencoder(model.basis, model.population, kinematics=wrong)
 
 
 def test_air_wavelengths_are_converted(model):
