@@ -573,7 +573,7 @@ def _refined_minima(settings: _Settings, scan: Scan, view: BasisView, fine: _Fin
     minima = torch.cat([best.log_z[:, None], take(found.log_z)[:, 1:]], 1)
     return best._asdict() | {"minima": minima, "height": take(value) - take(value)[:, :1]}
 
-# %% ../nbs/08_redshift.ipynb #27be2b99
+# %% ../nbs/08_redshift.ipynb #3489d20e
 def _flags(settings: _Settings, part: RedshiftedSpectra, best: dict[str, Tensor], bad: Tensor) -> Tensor:
     "Return the flags (n_spec,) of redshifts."
     flag, step = torch.zeros_like(bad, dtype=torch.int32), settings.basis.step
@@ -582,7 +582,8 @@ def _flags(settings: _Settings, part: RedshiftedSpectra, best: dict[str, Tensor]
     flag = raised(best["n_valid"].nan_to_num(0) < 200, RedshiftFlag.FEW_PIXELS)
     doubt = settings.least_delta_chi2 + 0.05 * (best["chi2"] - best["n_valid"]).clamp_min(0)
     if settings.n_best > 1: flag = raised((best["height"][:, 1] < doubt) | (best["robust"] < settings.least_delta_chi2), RedshiftFlag.SMALL_DELTA_CHI2)
-    flag = raised((best["second"] > 25) & ((best["share"] > 0.2) | (best["second"] > 0.03 * best["chi2"]) & (best["second"] > 80)), RedshiftFlag.SECOND_SOURCE)
+    blend = (best["second"] > 25) & (best["share"] > 0.2) | (best["second"] > 80) & (best["second"] > 0.03 * best["chi2"]) & (best["share"] > 0.02)
+    flag = raised(blend, RedshiftFlag.SECOND_SOURCE)
     flag = raised((best["log_z"] < settings.log_z[0] + step) | (best["log_z"] > settings.log_z[-1] - step), RedshiftFlag.AT_EDGE)
     flag = raised(reduced > settings.poor_chi2, RedshiftFlag.POOR_CHI2)
     flag = raised(best["brightness"] <= 0, RedshiftFlag.NEGATIVE_AMPLITUDE)

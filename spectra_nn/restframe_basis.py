@@ -22,9 +22,10 @@ from .training import latest_checkpoint, read_checkpoint, save_checkpoint
 
 # %% auto #0
 __all__ = ['RedshiftedSpectra', 'on_common_grid', 'redshifted', 'StreamedSpectra', 'streamed', 'galaxy_parts', 'in_blocks',
-           'RestBasis', 'BasisView', 'render', 'Projection', 'chi_squared', 'project', 'project_all', 'coefficients_of',
-           'Population', 'Solution', 'solve_with_prior', 'fit_population', 'Uncertainty', 'distortions',
-           'project_uncertain', 'shared_window', 'within', 'processes', 'wait_for_all', 'fit_restframe_basis']
+           'RestBasis', 'BasisView', 'render', 'render_mixture', 'Projection', 'chi_squared', 'project', 'project_all',
+           'coefficients_of', 'Population', 'Solution', 'solve_with_prior', 'fit_population', 'Uncertainty',
+           'distortions', 'project_uncertain', 'shared_window', 'within', 'processes', 'wait_for_all',
+           'fit_restframe_basis']
 
 # %% ../nbs/07b_restframe_basis.ipynb #df93ea88
 @dataclass(frozen=True)
@@ -254,19 +255,34 @@ def _blurred(flux: Tensor, step: float, variance: float) -> Tensor:
     padded = nn.functional.pad(flux[:, None], (half, half), mode="replicate")
     return nn.functional.conv1d(padded, kernel.view(1, 1, -1))[:, 0]
 
-# %% ../nbs/07b_restframe_basis.ipynb #3562c7ce
+# %% ../nbs/07b_restframe_basis.ipynb #ba3c7268
+def _sampled(view: BasisView, knots: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    "Sample splines (1 or n_spec, n_rest + 5, n_level · k) where the pixels fall, and mix the levels of blur."
+    position = view.position - torch.log1p(z.to(view.position))[:, None] / view.step
+    valid = (position >= 0) & (position <= view.length - 1)
+    values = sample_spline(knots, position if len(knots) > 1 else position.reshape(1, -1)).view(*position.shape, -1)
+    if view.mixture is not None:
+        values = (values.unflatten(-1, (3, -1)) * view.mixture[..., None]).sum(-2)
+    return values * valid[..., None], valid
+
+
 def render(
     view: BasisView, # a basis prepared for an instrument
     z: Tensor,       # (n_spec,) redshifts; the result can be differentiated by them
 ) -> tuple[Tensor, Tensor]: # (n_spec, n_pix, n_component) the basis at each redshift, 0 outside; (n_spec, n_pix) True where the basis reaches
     "Look at every basis spectrum from every redshift."
-    position = view.position - torch.log1p(z.to(view.position))[:, None] / view.step
-    valid = (position >= 0) & (position <= view.length - 1)
-    values = sample_spline(view.coefficients, position.reshape(1, -1))
-    values = values.view(*position.shape, -1)
-    if view.mixture is not None:
-        values = (values.unflatten(-1, (3, -1)) * view.mixture[..., None]).sum(-2)
-    return values * valid[..., None], valid
+    return _sampled(view, view.coefficients, z)
+
+# %% ../nbs/07b_restframe_basis.ipynb #fe829644
+def render_mixture(
+    view: BasisView,      # a basis prepared for an instrument
+    coefficients: Tensor, # (n_spec, n_component) of each galaxy
+    z: Tensor,            # (n_spec,) redshifts; the result can be differentiated by them
+) -> tuple[Tensor, Tensor]: # (n_spec, n_pix) flux, 0 outside; (n_spec, n_pix) True where the basis reaches
+    "Look at one mixture of the basis from each redshift."
+    knots = view.coefficients[0].unflatten(-1, (-1, coefficients.shape[1]))
+    values, valid = _sampled(view, torch.einsum("xlk,nk->nxl", knots, coefficients.to(knots)), z)
+    return values[..., 0], valid
 
 # %% ../nbs/07b_restframe_basis.ipynb #02dd2f88
 class Projection(NamedTuple):
@@ -291,7 +307,7 @@ def chi_squared(
     c = coefficients.to(projection.vector)
     return projection.power - 2 * (c * projection.vector).sum(-1) + torch.einsum("nk,nkl,nl->n", c, projection.matrix, c)
 
-# %% ../nbs/07b_restframe_basis.ipynb #d174e7ce
+# %% ../nbs/07b_restframe_basis.ipynb #4860f786
 def project(
     basis: RestBasis,        # restframe spectra
     data: RedshiftedSpectra, # observations
@@ -304,12 +320,16 @@ def project(
     with torch.no_grad():
         for begin in tqdm(range(0, len(data), chunk), desc="project", disable=not progress):
             rows = slice(begin, begin + chunk)
-            design, valid = render(view, data.z[rows])
-            weight = data.ivar[rows] * valid
-            root = weight.sqrt()[..., None]
-            rooted, flux = design * root, data.flux[rows, :, None] * root
-            parts.append((rooted.mT @ rooted, (rooted.mT @ flux)[..., 0], flux.double().square().sum((1, 2)), (weight > 0).sum(1)))
-    return Projection(*(torch.cat(part).double() for part in zip(*parts)))
+            parts.append(_normal_equations(*render(view, data.z[rows]), data.flux[rows], data.ivar[rows]))
+    return Projection(*(torch.cat(part) for part in zip(*parts)))
+
+
+def _normal_equations(design: Tensor, valid: Tensor, flux: Tensor, ivar: Tensor) -> Projection:
+    "Reduce spectra (n, n_pix) to what they say about a rendered basis (n, n_pix, n_component)."
+    weight = ivar * valid
+    root = weight.sqrt()[..., None]
+    rooted, flux = design * root, flux[..., None] * root
+    return Projection((rooted.mT @ rooted).double(), (rooted.mT @ flux)[..., 0].double(), flux.double().square().sum((1, 2)), (weight > 0).sum(1).double())
 
 # %% ../nbs/07b_restframe_basis.ipynb #ceb3049e
 def project_all(
@@ -436,7 +456,7 @@ def distortions(
         parts.append(torch.nn.functional.pad(torch.stack([-uncertainty.velocity * first, uncertainty.width**2 * second], 2), (0, 0, 1, 1)))
     return torch.cat(parts, 2) if parts else flux.new_zeros(*flux.shape, 0)
 
-# %% ../nbs/07b_restframe_basis.ipynb #1574635a
+# %% ../nbs/07b_restframe_basis.ipynb #9a825edf
 def project_uncertain(
     basis: RestBasis,         # restframe spectra
     population: Population,   # of galaxies in it
@@ -446,21 +466,21 @@ def project_uncertain(
     chunk: int = 4,           # spectra at a time
 ) -> Projection:              # of every spectrum, what is uncertain eliminated
     "Reduce spectra to what they say about a basis whatever their calibration, velocity and width."
-    plain, view, parts = project(basis, data), basis.view(data.wave, data.resolution), []
-    if not any(uncertainty): return plain
-    solution = solve_with_prior(plain, population)
+    if not any(uncertainty): return project(basis, data)
+    view, parts = basis.view(data.wave, data.resolution), []
     with torch.no_grad():
         for begin in range(0, len(data), chunk):
             rows = slice(begin, begin + chunk)
             design, valid = render(view, data.z[rows])
-            model = (design @ (solution.mean * solution.amplitude[:, None])[rows].to(design)[..., None])[..., 0]
+            plain = _normal_equations(design, valid, data.flux[rows], data.ivar[rows])
+            mixture, _, amplitude = solve_with_prior(plain, population)
+            model = (design @ (mixture * amplitude[:, None])[..., None].to(design))[..., 0]
             bends = distortions(uncertainty, data.wave, model, order)
-            weighted = bends * (data.ivar[rows] * valid)[..., None]
-            inner = (weighted.mT @ bends).double() + torch.eye(bends.shape[2], dtype=torch.float64, device=bends.device)
-            cross, right = (weighted.mT @ design).double(), (weighted.mT @ data.flux[rows, :, None]).double()
-            solved = torch.linalg.solve(inner, torch.cat([cross, right], 2))
-            parts.append((plain.matrix[rows] - cross.mT @ solved[..., :-1], plain.vector[rows] - (cross.mT @ solved[..., -1:])[..., 0],
-                          plain.power[rows] - (right.mT @ solved[..., -1:])[:, 0, 0], plain.n_valid[rows]))
+            weighted = (bends * (data.ivar[rows] * valid)[..., None]).mT
+            overlap = torch.cat([weighted @ design, weighted @ data.flux[rows, :, None]], 2).double()
+            inner = (weighted @ bends).double() + torch.eye(bends.shape[2], dtype=torch.float64, device=bends.device)
+            taken = overlap.mT @ torch.linalg.solve(inner, overlap)
+            parts.append(Projection(plain.matrix - taken[:, :-1, :-1], plain.vector - taken[:, :-1, -1], plain.power - taken[:, -1, -1], plain.n_valid))
     return Projection(*(torch.cat(part) for part in zip(*parts)))
 
 # %% ../nbs/07b_restframe_basis.ipynb #af0d04b6
