@@ -35,7 +35,7 @@ config = TrainConfig(steps=int(sys.argv[2]), batch_size=32, optimiser=sys.argv[3
 history = train(model, loss, (x[:100], y[:100]), (x[100:], y[100:]), config, folder=sys.argv[1], progress=False)
 weights = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
 said = json.dumps([hashlib.sha256(weights).hexdigest(), history.stopped, history.best_loss.hex(), history.train_loss.sum().hex(), len(history.steps)])
-sys.stdout.write(said + "\n")  # at once: two processes may share this pipe
+sys.stdout.write(said + "\\n")  # at once: two processes may share this pipe
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
 '''
