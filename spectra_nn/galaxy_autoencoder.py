@@ -30,7 +30,7 @@ from .training import History, TrainConfig, train
 __all__ = ['GalaxyAutoencoder', 'GalaxyRecipe', 'block_size', 'train_spender', 'EncodeFlag', 'Encoding', 'encode_projection',
            'calibration_curve', 'encode', 'reconstruct', 'restframe', 'save_galaxy_model', 'load_galaxy_model']
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #d8b8927b
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #5a3ea9e2
 class GalaxyAutoencoder(nn.Module):
     """Latents of galaxies to restframe spectra and back.
 
@@ -59,7 +59,8 @@ class GalaxyAutoencoder(nn.Module):
         for name, value in population._asdict().items(): self.register_buffer(name, value.double())
         self.register_buffer("centre", torch.zeros(n_latent, dtype=torch.float64))
         self.register_buffer("turn", torch.eye(n_latent, dtype=torch.float64))  # inner latents = centre + turn · latents
-        self.register_buffer("scatter", torch.zeros(size, size, dtype=torch.float64))  # covariance of the coefficients of galaxies around the sheet
+        self.register_buffer("scatter", torch.zeros(1, size, size, dtype=torch.float64))  # covariance of the coefficients of galaxies around the sheet,
+        self.register_buffer("scatter_at", torch.zeros(1, dtype=torch.float64))           # for galaxies with this first latent
         self.decoder = DenseNetwork(n_latent, widths, size, seed=seed).double() if widths else None
         self.encoder = DenseNetwork(size, widths, n_latent, seed=seed + 1).double() if widths else None
         for network in filter(None, (self.decoder, self.encoder)):
@@ -77,6 +78,14 @@ class GalaxyAutoencoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         "Normalised coefficients (n, n_component) of the basis for latents (n, n_latent)."
         return _decode(self, self.centre + latents.to(self.mean) @ self.turn.T)
+
+    def scatter_of(self, latents: Tensor) -> Tensor:
+        "Covariance (n, n_component, n_component) of the coefficients of galaxies around the sheet, for galaxies of such latents (n, n_latent)."
+        if len(self.scatter) == 1: return self.scatter.expand(len(latents), -1, -1)
+        first = latents[:, 0].to(self.scatter).clamp(self.scatter_at[0], self.scatter_at[-1]).contiguous()
+        upper = torch.searchsorted(self.scatter_at, first).clamp_min(1)
+        share = ((first - self.scatter_at[upper - 1]) / (self.scatter_at[upper] - self.scatter_at[upper - 1]))[:, None, None]
+        return torch.lerp(self.scatter[upper - 1], self.scatter[upper], share)
 
     def __repr__(self) -> str:
         kind = f"networks of {'-'.join(map(str, self.widths))}" if self.widths else "linear"
@@ -369,8 +378,8 @@ def _canonical(model: GalaxyAutoencoder, projection: Projection, block: int | No
         turn = torch.linalg.eigh(power)[1].flip(1)
         model.turn.copy_(spread @ (turn * torch.where(turn.sum(0) < 0, -1., 1.)))
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #10ed68aa
-def _measure_scatter(model: GalaxyAutoencoder, projection: Projection, part: Projection, block: int | None = None, turns: int = 15) -> None:
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #bccdd63f
+def _measure_scatter(model: GalaxyAutoencoder, projection: Projection, part: Projection, block: int | None = None, at_least: int = 400, most: int = 4) -> None:
     "Find the covariance of normalised coefficients around the sheet of the model, from all pixels of galaxies whose latents are known from `part` of them."
     enough = _usable(part, len(model.mean)) & (projection.n_valid > 0)
     if int(enough.sum()) < 2 * len(model.mean): part, enough = projection, projection.n_valid > 0
@@ -379,6 +388,17 @@ def _measure_scatter(model: GalaxyAutoencoder, projection: Projection, part: Pro
         found = encode_projection(model, part.take(rows))
         kept = (found.flags & ~EncodeFlag.NOT_CONVERGED) == 0
         pieces.append((rows[kept], found.latents[kept], found.amplitude[kept][:, None]))
+    first = torch.cat([latents[:, 0] for _, latents, _ in pieces])
+    n_group = min(max(len(first) // at_least, 1), most)
+    edges = torch.quantile(first, torch.linspace(0, 1, n_group + 1, dtype=first.dtype, device=first.device))
+    edges[-1] += 1
+    groups = [[tuple(each[(piece[1][:, 0] >= low) & (piece[1][:, 0] < high)] for each in piece) for piece in pieces] for low, high in zip(edges[:-1], edges[1:])]
+    model.scatter = torch.stack([_scatter_of(model, projection, group) for group in groups])
+    model.scatter_at = torch.stack([torch.cat([latents[:, 0] for _, latents, _ in group]).median() for group in groups])
+
+
+def _scatter_of(model: GalaxyAutoencoder, projection: Projection, pieces: list[tuple[Tensor, Tensor, Tensor]], turns: int = 15) -> Tensor:
+    "Return the covariance (n_component, n_component) of galaxies around the sheet; pieces are rows of the projection, latents and amplitudes."
     with torch.no_grad():
         scatter = model.axes @ model.axes.T / 10
         tiny = 1e-12 * scatter.diagonal().sum() * torch.eye(len(scatter), dtype=scatter.dtype, device=scatter.device)
@@ -393,7 +413,7 @@ def _measure_scatter(model: GalaxyAutoencoder, projection: Projection, part: Pro
                 spread = spread + covariance.sum(0)
             mean = torch.cat(means)
             scatter = mean.T @ mean / len(mean) + spread / len(mean)
-        model.scatter.copy_(0.5 * (scatter + scatter.T))
+        return 0.5 * (scatter + scatter.T)
 
 # %% ../nbs/07c_galaxy_autoencoder.ipynb #99e87927
 class EncodeFlag(IntFlag):
@@ -520,7 +540,7 @@ def reconstruct(
             parts.append([torch.where(valid[0], part * encoding.amplitude[row].to(part), torch.nan) for part in (flux * curve[row] + change, error * curve[row])])
     return tuple(torch.stack(part) for part in zip(*parts))
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #45f0e9c3
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #664399da
 def restframe(
     model: GalaxyAutoencoder, # trained
     encoding: Encoding,       # of galaxies
@@ -537,11 +557,11 @@ def restframe(
 def _with_error(model: GalaxyAutoencoder, encoding: Encoding, row: int, design: Tensor) -> tuple[Tensor, Tensor]:
     "Return flux (n_pix,) of amplitude 1 and its error for a design (n_pix, n_component)."
     coefficients, slopes = _decode_with_slopes(model, encoding.latents[row:row + 1])
-    spread = slopes[0] @ encoding.covariance[row] @ slopes[0].T + model.scatter
+    spread = slopes[0] @ encoding.covariance[row] @ slopes[0].T + model.scatter_of(encoding.latents[row:row + 1])[0]
     value, vector = torch.linalg.eigh(spread)
     return design @ coefficients[0].to(design), (design @ (vector * value.clamp_min(0).sqrt()).to(design)).square().sum(1).sqrt()
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #ebe2d0b0
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #beea35e7
 _FORMAT = "spectra_nn galaxy autoencoder"
 
 
@@ -552,11 +572,11 @@ def save_galaxy_model(
 ) -> None:
     "Write a model to one file, atomically."
     config = dict(n_latent=model.n_latent, widths=model.widths, kinematics=model.kinematics, resolution=None if model.basis.resolution is None else float(model.basis.resolution))
-    header = {"spectra_nn": json.dumps(dict(format=_FORMAT, version=3 if any(model.kinematics) else 2, config=config, description=description))}
+    header = {"spectra_nn": json.dumps(dict(format=_FORMAT, version=4, config=config, description=description))}
     with atomic_write(path) as temporary:
         save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, temporary, metadata=header)
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #c2f4c46a
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #087f8dba
 def load_galaxy_model(
     path: str | Path,        # .safetensors
 ) -> tuple[GalaxyAutoencoder, dict]: # the model and its description
@@ -568,13 +588,15 @@ def load_galaxy_model(
     except (SafetensorError, OSError, ValueError) as error: raise SpectraError(f"{path} is no readable safetensors file ({error}). Was the download cut short?") from None
     if header.get("format") != _FORMAT:
         raise SpectraError(f"{path} holds {header.get('format') or 'tensors of another program'}, not a galaxy autoencoder of this package. Published spender models load with `spender.load_checkpoint`.")
-    if header.get("version") not in (1, 2, 3): raise SpectraError(f"{path} is of version {header.get('version')}; this package reads versions 1 to 3. Was it made by a newer spectra_nn?")
+    if header.get("version") not in (1, 2, 3, 4): raise SpectraError(f"{path} is of version {header.get('version')}; this package reads versions 1 to 4. Was it made by a newer spectra_nn?")
     config = header["config"]
     missing = {"basis.rest_wave", "basis.basis", "mean", "axes", "direction"} - set(tensors)
     if missing: raise SpectraError(f"{path} lacks {', '.join(sorted(missing))}")
     if header["version"] == 1: tensors["scatter"] = torch.zeros_like(tensors["axes"])  # it was not measured then
+    if header["version"] < 4: tensors |= {"scatter": tensors["scatter"][None], "scatter_at": torch.zeros(1, dtype=torch.float64)}  # one for all
     basis = RestBasis(tensors["basis.rest_wave"].numpy(), tensors["basis.basis"], config["resolution"])
     model = GalaxyAutoencoder(basis, Population(tensors["mean"], tensors["axes"], tensors["direction"]), config["n_latent"], config["widths"], kinematics=config.get("kinematics", (0., 0.)))
+    for name in {"scatter", "scatter_at"} & set(tensors): setattr(model, name, torch.empty_like(tensors[name]))
     try: model.load_state_dict(tensors)
     except RuntimeError as error: raise SpectraError(f"{path} does not fit its own description: {error}") from None
     if not all(torch.isfinite(value).all() for value in tensors.values()): raise SpectraError(f"{path} holds numbers that are not finite; it is damaged or its training diverged")

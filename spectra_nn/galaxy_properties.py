@@ -21,13 +21,13 @@ from .restframe_basis import RedshiftedSpectra, Solution, Uncertainty, distortio
 __all__ = ['LINES', 'Line', 'lines_named', 'measure_lines', 'dn4000', 'interpolate', 'importance', 'importance_map',
            'nearest_neighbours']
 
-# %% ../nbs/07d_galaxy_properties.ipynb #4ff7af30
+# %% ../nbs/07d_galaxy_properties.ipynb #d785d83d
 def _functionals(model: GalaxyAutoencoder, seen: Encoding | Solution, weights: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     "Return sums (n_spec, n_sum) of the restframe flux of amplitude 1 times `weights` (n_sum, n_rest), their slopes (n_spec, n_sum, p), and the covariance (n_spec, p, p) of what they are slopes by."
     on_basis = torch.as_tensor(weights, dtype=torch.float64) @ model.basis.basis.double().T
     if isinstance(seen, Solution): return seen.mean @ on_basis.T, on_basis.expand(len(seen.mean), -1, -1), seen.covariance
     slopes = torch.cat([on_basis @ _slopes(model, seen.latents), on_basis.expand(len(seen.latents), -1, -1)], 2)
-    both = [nn.functional.pad(seen.covariance, (0, len(model.scatter)) * 2), nn.functional.pad(model.scatter, (model.n_latent, 0) * 2)]
+    both = [nn.functional.pad(seen.covariance, (0, len(model.mean)) * 2), nn.functional.pad(model.scatter_of(seen.latents), (model.n_latent, 0) * 2)]
     with torch.no_grad(): return model(seen.latents) @ on_basis.T, slopes, sum(both)
 
 

@@ -1,5 +1,6 @@
 """Galaxies encoded by the built-in model: other pixels, other redshifts, bad rows, damaged files, training that goes on."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import spectra_nn.galaxy_autoencoder as module
 from spectra_nn import Spectra, SpectraError, asset, read_spectra, restframe_basis
@@ -119,6 +122,25 @@ def test_latents_blind_to_kinematics(model, trusting, galaxies, tmp_path):
     for wrong in ((-20.0, 63.0), (float("nan"), 63.0), (20.0,)):
         with pytest.raises(SpectraError, match="velocity, width"):
             module.GalaxyAutoencoder(model.basis, model.population, kinematics=wrong)
+
+
+def test_quiet_galaxies_lie_closer_to_the_sheet(model, tmp_path):
+    """Four covariances, interpolated in the first latent; a file of an older version has one for all."""
+    assert model.scatter.shape == (4, 32, 32) and (model.scatter_at.diff() > 0).all()
+    at = lambda *first: model.scatter_of(torch.nn.functional.pad(torch.tensor(first, dtype=torch.float64)[:, None], (0, 5)))  # noqa: E731
+    assert torch.allclose(at(*model.scatter_at.tolist()), model.scatter) and torch.equal(at(-9.0, 9.0), model.scatter[[0, -1]])
+    assert torch.allclose(at(float(model.scatter_at[1:3].mean()))[0], model.scatter[1:3].mean(0)) and (torch.linalg.eigvalsh(model.scatter) > -1e-12).all()
+    spread = model.scatter.diagonal(dim1=1, dim2=2).sum(1)
+    assert spread.min() == spread[-1] and spread.max() == spread[0] > 4 * spread[-1]  # the last are old
+
+    path = tmp_path / "old.safetensors"
+    save_galaxy_model(model, path)
+    with safe_open(path, framework="pt") as file:
+        header, tensors = json.loads(file.metadata()["spectra_nn"]), {name: file.get_tensor(name) for name in file.keys() if name != "scatter_at"}
+    header["version"], tensors["scatter"] = 3, tensors["scatter"][0].clone()
+    save_file(tensors, path, {"spectra_nn": json.dumps(header)})
+    old = load_galaxy_model(path)[0]
+    assert torch.equal(old.scatter_of(torch.zeros(2, 6)), model.scatter[:1].expand(2, -1, -1))
 
 
 def test_air_wavelengths_are_converted(model):
