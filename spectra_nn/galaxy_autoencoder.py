@@ -425,7 +425,7 @@ class EncodeFlag(IntFlag):
     POOR_CHI2 = 16         # chi2 per pixel above 3
     UNUSUAL = 32           # a latent beyond 5: further out than any training set reaches
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #9d73e44b
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #41cbf3be
 class Encoding(NamedTuple):
     "Galaxies as a model sees them; float64."
     latents: Tensor    # (n_spec, n_latent)
@@ -435,7 +435,7 @@ class Encoding(NamedTuple):
     n_valid: Tensor    # (n_spec,) good pixels within reach
     flags: Tensor      # (n_spec,) sums of `EncodeFlag`
     calibration: Tensor # (n_spec, order) polynomial that the flux calibration was found to be off by; order 0 where it was trusted
-    kinematics: Tensor  # (n_spec, 2) velocity, km/s, that the redshift was found to be off by, and σ², km²/s², that lines are wider by; (n_spec, 0) where both were trusted
+    kinematics: Tensor  # (n_spec, 3) velocity, km/s, that the redshift was found to be off by; σ², km²/s², that lines are wider by; σ⁴ that they are less peaked by. (n_spec, 0) where kinematics were trusted
 
 
 def _equations(model: GalaxyAutoencoder, projection: Projection, latents: Tensor, rows: Tensor) -> NormalEquations:
@@ -479,7 +479,7 @@ def encode_projection(
         flags = sum(mark.long() * flag.value for flag, mark in marks.items()) | _poor(chi2, projection.n_valid)
         return Encoding(found.parameters, torch.linalg.inv(found.hessian), amplitude, chi2, projection.n_valid, flags, *latents.new_zeros(2, len(latents), 0))
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #5772ebda
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #33ebc6e0
 def _fit_distortions(model: GalaxyAutoencoder, data: RedshiftedSpectra, found: Encoding, uncertainty: Uncertainty, chunk: int = 4) -> tuple[Tensor, Tensor]:
     "Return by how many σ of each uncertainty (n_spec, m) the data are off from the model, and the χ² (n_spec,) that is left of the pixels and of these."
     view, parts = model.basis.view(data.wave, data.resolution), []
@@ -488,7 +488,7 @@ def _fit_distortions(model: GalaxyAutoencoder, data: RedshiftedSpectra, found: E
         for begin in range(0, len(data), chunk):
             rows = slice(begin, begin + chunk)
             flux, valid = render_mixture(view, coefficients[rows], data.z[rows])
-            weight, bends, rest = data.ivar[rows] * valid, distortions(uncertainty, data.wave, flux), data.flux[rows] - flux
+            weight, bends, rest = data.ivar[rows] * valid, distortions(uncertainty, data.wave, flux, peaked=True), data.flux[rows] - flux
             weighted = (bends * weight[..., None]).mT
             matrix = (weighted @ bends).double() + torch.eye(bends.shape[2], dtype=torch.float64, device=bends.device)
             pull = (weighted @ rest[..., None])[..., 0].double()
@@ -505,7 +505,7 @@ def calibration_curve(
     order, flat = encoding.calibration.shape[1], torch.ones_like(data.flux)
     return flat if not order else flat + (distortions(Uncertainty(1.), data.wave, flat[:1], order)[0] @ encoding.calibration.to(flat).T).T
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #6a3933f0
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #15e833c6
 def encode(
     model: GalaxyAutoencoder, # trained
     data: RedshiftedSpectra,  # observations, with redshifts
@@ -519,11 +519,11 @@ def encode(
     if any(uncertainty):
         off, chi2 = _fit_distortions(model, data, found, uncertainty)
         found = found._replace(chi2=chi2, flags=found.flags & ~EncodeFlag.POOR_CHI2.value | _poor(chi2, found.n_valid))
-        if any(model.kinematics): found, off = found._replace(kinematics=off[:, -2:] * off.new_tensor([uncertainty.velocity, uncertainty.width**2])), off[:, :-2]
+        if any(model.kinematics): found, off = found._replace(kinematics=off[:, -3:] * off.new_tensor([uncertainty.velocity, uncertainty.width**2, uncertainty.width**4])), off[:, :-3]
         found = found._replace(calibration=off * calibration)
     return found._replace(amplitude=found.amplitude * data.scale.to(found.amplitude))
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #ff3336e8
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #f9db1331
 def reconstruct(
     model: GalaxyAutoencoder, # trained
     data: RedshiftedSpectra,  # observations
@@ -536,11 +536,11 @@ def reconstruct(
             design, valid = render(view, data.z[row:row + 1])
             flux, error = _with_error(model, encoding, row, design[0])
             moved = encoding.kinematics[row].to(flux)
-            change = distortions(Uncertainty(0., 1., 1.), data.wave, flux[None])[0] @ moved if len(moved) else 0.
+            change = distortions(Uncertainty(0., 1., 1.), data.wave, flux[None], peaked=True)[0] @ moved if len(moved) else 0.
             parts.append([torch.where(valid[0], part * encoding.amplitude[row].to(part), torch.nan) for part in (flux * curve[row] + change, error * curve[row])])
     return tuple(torch.stack(part) for part in zip(*parts))
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #664399da
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #2671fee1
 def restframe(
     model: GalaxyAutoencoder, # trained
     encoding: Encoding,       # of galaxies
@@ -550,8 +550,9 @@ def restframe(
         parts = [_with_error(model, encoding, row, model.basis.basis.T) for row in range(len(encoding.latents))]
         flux, error = (torch.stack(part) * encoding.amplitude[:, None].to(part[0]) for part in zip(*parts))
         if not encoding.kinematics.shape[1]: return flux, error
-        wider = distortions(Uncertainty(width=1.), model.basis.rest_wave.cpu().numpy(), flux)[..., 1]
-    return flux + wider * encoding.kinematics[:, 1:].to(flux), error
+        wider = distortions(Uncertainty(width=1.), model.basis.rest_wave.cpu().numpy(), flux, peaked=True)
+        moved = nn.functional.pad(encoding.kinematics[:, 1:], (1, 0)).to(flux)  # at rest there is no velocity
+    return flux + (wider @ moved[..., None])[..., 0], error
 
 
 def _with_error(model: GalaxyAutoencoder, encoding: Encoding, row: int, design: Tensor) -> tuple[Tensor, Tensor]:

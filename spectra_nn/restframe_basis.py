@@ -436,13 +436,14 @@ class Uncertainty(NamedTuple):
     velocity: float = 0.    # redshift, km/s
     width: float = 0.       # lines, wider or narrower by this in quadrature, km/s
 
-# %% ../nbs/07b_restframe_basis.ipynb #ed2035de
+# %% ../nbs/07b_restframe_basis.ipynb #6c5082c6
 def distortions(
     uncertainty: Uncertainty, # 1σ of each
     wave: np.ndarray,         # (n_pix,) wavelengths, Å
     flux: Tensor,             # (n, n_pix) model spectra
     order: int = 6,           # of the polynomial in ln λ by which calibration is off
-) -> Tensor:                  # (n, n_pix, m): polynomials from the first order on, unless calibration is trusted; velocity and width, unless both are
+    peaked: bool = False,     # also by how much lines are more peaked than those that are only wider
+) -> Tensor:                  # (n, n_pix, m): polynomials from the first order on, unless calibration is trusted; velocity, width (and peak), unless both are
     "Return what each uncertainty, at 1σ, would add to model spectra."
     parts, log_wave = [], np.log(np.asarray(wave, np.float64))
     if uncertainty.calibration:
@@ -451,9 +452,11 @@ def distortions(
         parts.append(uncertainty.calibration * flux[..., None] * shapes)
     if uncertainty.velocity or uncertainty.width:
         step = torch.as_tensor(SPEED_OF_LIGHT * np.diff(log_wave), dtype=flux.dtype, device=flux.device)
-        slope, span = flux.diff(dim=1) / step, step[1:] + step[:-1]
-        first, second = (flux[:, 2:] - flux[:, :-2]) / span, slope.diff(dim=1) / span  # the latter is half the second derivative
-        parts.append(torch.nn.functional.pad(torch.stack([-uncertainty.velocity * first, uncertainty.width**2 * second], 2), (0, 0, 1, 1)))
+        span, ends = step[1:] + step[:-1], (1, 1)
+        half_curvature = lambda f: nn.functional.pad((f.diff(dim=1) / step).diff(dim=1) / span, ends)  # noqa: E731
+        first, second = nn.functional.pad((flux[:, 2:] - flux[:, :-2]) / span, ends), half_curvature(flux)
+        parts.append(torch.stack([-uncertainty.velocity * first, uncertainty.width**2 * second], 2))
+        if peaked: parts.append(uncertainty.width**4 / 2 * half_curvature(second)[..., None])
     return torch.cat(parts, 2) if parts else flux.new_zeros(*flux.shape, 0)
 
 # %% ../nbs/07b_restframe_basis.ipynb #9a825edf

@@ -50,18 +50,20 @@ from .spectrum_files import open_fits, read_spectra
 __all__ = ['encoding_table', 'file_resolution', 'task_options', 'SurveyJob', 'count_spectra', 'Piece', 'cut_shards', 'SurveyPlan',
            'list_files', 'make_plan', 'run_shard', 'join_tables', 'share_of', 'SurveyReport', 'run']
 
-# %% ../nbs/11_survey.ipynb #703e1fea
+# %% ../nbs/11_survey.ipynb #e9152fa9
 def encoding_table(
     data: Any,       # `RedshiftedSpectra`
     found: Encoding, # of them
-) -> Any:            # QTable: id, z, latents with errors, amplitude, chi2, dof, flags and the covariance of the latents
+) -> Any:            # QTable: id, z, latents with errors, amplitude, chi2, dof, flags and the covariance of the latents; velocity and width² of lines if the model is blind to them
     "Make the table of latents, one row per spectrum."
+    from astropy import units as u
     from astropy.table import QTable
 
     table = QTable({"id": np.asarray(data.ids, dtype=str), "z": data.z.numpy()})
     error = found.covariance.diagonal(dim1=1, dim2=2).sqrt().numpy()
     for k in range(found.latents.shape[1]): table[f"latent_{k + 1}"], table[f"latent_{k + 1}_err"] = found.latents[:, k].numpy(), error[:, k]
     table["amplitude"], table["chi2"], table["dof"] = found.amplitude.numpy(), found.chi2.numpy(), (found.n_valid - found.latents.shape[1] - 1).clamp_min(0).numpy().astype(np.int64)
+    if found.kinematics.shape[1]: table["velocity"], table["line_width_squared"] = found.kinematics[:, 0].numpy() * u.km / u.s, found.kinematics[:, 1].numpy() * (u.km / u.s)**2
     table["flags"], table["covariance"] = found.flags.numpy().astype(np.int32), found.covariance.numpy()
     table.meta.update({f"FLAG{flag.value}": flag.name for flag in EncodeFlag})
     return table
