@@ -540,19 +540,15 @@ def reconstruct(
             parts.append([torch.where(valid[0], part * encoding.amplitude[row].to(part), torch.nan) for part in (flux * curve[row] + change, error * curve[row])])
     return tuple(torch.stack(part) for part in zip(*parts))
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #2671fee1
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #d71515ae
 def restframe(
     model: GalaxyAutoencoder, # trained
     encoding: Encoding,       # of galaxies
 ) -> tuple[Tensor, Tensor]:   # (n_spec, n_rest) flux on the basis' restframe grid in the units of `amplitude`; (n_spec, n_rest) its error
-    "Return the restframe spectra of galaxies, also where nobody looked; lines are as wide as those of the galaxy."
+    "Return the restframe spectra of galaxies, also where nobody looked."
     with torch.no_grad():
         parts = [_with_error(model, encoding, row, model.basis.basis.T) for row in range(len(encoding.latents))]
-        flux, error = (torch.stack(part) * encoding.amplitude[:, None].to(part[0]) for part in zip(*parts))
-        if not encoding.kinematics.shape[1]: return flux, error
-        wider = distortions(Uncertainty(width=1.), model.basis.rest_wave.cpu().numpy(), flux, peaked=True)
-        moved = nn.functional.pad(encoding.kinematics[:, 1:], (1, 0)).to(flux)  # at rest there is no velocity
-    return flux + (wider @ moved[..., None])[..., 0], error
+    return tuple(torch.stack(part) * encoding.amplitude[:, None].to(part[0]) for part in zip(*parts))
 
 
 def _with_error(model: GalaxyAutoencoder, encoding: Encoding, row: int, design: Tensor) -> tuple[Tensor, Tensor]:

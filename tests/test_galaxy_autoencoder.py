@@ -111,10 +111,7 @@ def test_latents_blind_to_kinematics(model, trusting, galaxies, tmp_path):
     good = changed.ivar > 0
     chi2 = [(((reconstruct(m, changed, encode(m, changed))[0] / changed.scale[:, None] - changed.flux) ** 2 * changed.ivar)[good]).mean() for m in (trusting, model)]
     assert chi2[1] < 1.2 and chi2[0] > 2 * chi2[1], chi2
-    rest, narrower = (restframe(model, part)[0] for part in (found, found._replace(kinematics=0 * found.kinematics)))
-    line = (model.basis.rest_wave - 5008.24).abs() < 1
-    strong = narrower[:, line].mean(1) > 1.3 * narrower.median(1).values
-    assert strong.sum() > 5 and (rest[strong][:, line] < narrower[strong][:, line]).all() and torch.allclose(rest.mean(1), narrower.mean(1), rtol=0.01)  # lines are lower and wider
+    assert torch.equal(restframe(model, found)[0], restframe(model, found._replace(kinematics=0 * found.kinematics))[0])  # at rest there is what the latents say
     for each, name in ((model, "blind"), (trusting, "trusting")):
         save_galaxy_model(each, tmp_path / f"{name}.safetensors")
         again = load_galaxy_model(tmp_path / f"{name}.safetensors")[0]
