@@ -425,17 +425,39 @@ class EncodeFlag(IntFlag):
     POOR_CHI2 = 16         # chi2 per pixel above 3
     UNUSUAL = 32           # a latent beyond 5: further out than any training set reaches
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #41cbf3be
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #4bbcd163
 class Encoding(NamedTuple):
-    "Galaxies as a model sees them; float64."
-    latents: Tensor    # (n_spec, n_latent)
-    covariance: Tensor # (n_spec, n_latent, n_latent)
-    amplitude: Tensor  # (n_spec,) brightness, in the units that the data have
-    chi2: Tensor       # (n_spec,) of the pixels, and of what was uncertain, in σ
-    n_valid: Tensor    # (n_spec,) good pixels within reach
-    flags: Tensor      # (n_spec,) sums of `EncodeFlag`
-    calibration: Tensor # (n_spec, order) polynomial that the flux calibration was found to be off by; order 0 where it was trusted
-    kinematics: Tensor  # (n_spec, 3) velocity, km/s, that the redshift was found to be off by; σ², km²/s², that lines are wider by; σ⁴ that they are less peaked by. (n_spec, 0) where kinematics were trusted
+    """Galaxies as a model sees them; float64.
+
+    Parameters
+    ----------
+    latents : Tensor
+        (n_spec, n_latent).
+    covariance : Tensor
+        (n_spec, n_latent, n_latent) of the latents.
+    amplitude : Tensor
+        (n_spec,) brightness, in the units that the data have.
+    chi2 : Tensor
+        (n_spec,) χ² of the pixels, and of what was uncertain, in σ.
+    n_valid : Tensor
+        (n_spec,) good pixels within reach.
+    flags : Tensor
+        (n_spec,) sums of `EncodeFlag`.
+    calibration : Tensor
+        (n_spec, order) polynomial that the flux calibration was found to be off by; order 0 where it was trusted.
+    kinematics : Tensor
+        (n_spec, 3) velocity, km/s, that the redshift was found to be off by; σ², km²/s², that lines are wider by; σ⁴ that they are less peaked by.
+        (n_spec, 0) where kinematics were trusted.
+    """
+
+    latents: Tensor
+    covariance: Tensor
+    amplitude: Tensor
+    chi2: Tensor
+    n_valid: Tensor
+    flags: Tensor
+    calibration: Tensor
+    kinematics: Tensor
 
 
 def _equations(model: GalaxyAutoencoder, projection: Projection, latents: Tensor, rows: Tensor) -> NormalEquations:

@@ -429,12 +429,23 @@ def _population(mean: Tensor, covariance: Tensor, direction: Tensor) -> Populati
     value, vector = value.flip(0), vector.flip(1)
     return Population(mean, vector * value.clamp_min(1e-8 * float(value[0])).sqrt(), direction)
 
-# %% ../nbs/07b_restframe_basis.ipynb #471b925e
+# %% ../nbs/07b_restframe_basis.ipynb #8a61b6eb
 class Uncertainty(NamedTuple):
-    "What may be wrong with observations beside their noise; 0 is trusted."
-    calibration: float = 0. # flux, smoothly in wavelength, as a fraction
-    velocity: float = 0.    # redshift, km/s
-    width: float = 0.       # lines, wider or narrower by this in quadrature, km/s
+    """What may be wrong with observations beside their noise; 0 is trusted.
+
+    Parameters
+    ----------
+    calibration : float
+        Of the flux, smoothly in wavelength, as a fraction.
+    velocity : float
+        Of the redshift, km/s.
+    width : float
+        Of lines, wider or narrower by this in quadrature, km/s.
+    """
+
+    calibration: float = 0.
+    velocity: float = 0.
+    width: float = 0.
 
 # %% ../nbs/07b_restframe_basis.ipynb #6c5082c6
 def distortions(
