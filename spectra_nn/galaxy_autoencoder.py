@@ -415,7 +415,7 @@ def _scatter_of(model: GalaxyAutoencoder, projection: Projection, pieces: list[t
             scatter = mean.T @ mean / len(mean) + spread / len(mean)
         return 0.5 * (scatter + scatter.T)
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #99e87927
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #1a5dee58
 class EncodeFlag(IntFlag):
     "What may be wrong with the latents of a spectrum; bits add up, 0 is good."
     BAD_INPUT = 1          # no usable pixel, or no redshift; the row is the average galaxy with the population's width
@@ -424,8 +424,9 @@ class EncodeFlag(IntFlag):
     NO_AMPLITUDE = 8       # the best amplitude is not positive: the spectrum is not the light of a galaxy
     POOR_CHI2 = 16         # chi2 per pixel above 3
     UNUSUAL = 32           # a latent beyond 5: further out than any training set reaches
+    OUT_OF_REACH = 64      # the model reaches fewer than half of the good pixels: at this redshift it sees too little, or the redshift is wrong
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #4bbcd163
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #775e1d56
 class Encoding(NamedTuple):
     """Galaxies as a model sees them; float64.
 
@@ -446,7 +447,7 @@ class Encoding(NamedTuple):
     calibration : Tensor
         (n_spec, order) polynomial that the flux calibration was found to be off by; order 0 where it was trusted.
     kinematics : Tensor
-        (n_spec, 3) velocity, km/s, that the redshift was found to be off by; σ², km²/s², that lines are wider by; σ⁴ that they are less peaked by.
+        (n_spec, 3) velocity, km/s, that the redshift was found to be off by; σ², km²/s², that lines are wider by; σ⁴, km⁴/s⁴, that they are more peaked by than lines that are merely wider.
         (n_spec, 0) where kinematics were trusted.
     """
 
@@ -527,7 +528,7 @@ def calibration_curve(
     order, flat = encoding.calibration.shape[1], torch.ones_like(data.flux)
     return flat if not order else flat + (distortions(Uncertainty(1.), data.wave, flat[:1], order)[0] @ encoding.calibration.to(flat).T).T
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #15e833c6
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #b451fe0f
 def encode(
     model: GalaxyAutoencoder, # trained
     data: RedshiftedSpectra,  # observations, with redshifts
@@ -538,6 +539,8 @@ def encode(
     "Encode galaxies: latents with covariance, brightness, χ² and flags."
     uncertainty = Uncertainty(calibration, *model.kinematics)
     found = encode_projection(model, project_uncertain(model.basis, model.population, data, uncertainty), refine)
+    little = (found.n_valid > 0) & (found.n_valid < 0.5 * (data.ivar > 0).sum(1))
+    found = found._replace(flags=found.flags | little.long() * EncodeFlag.OUT_OF_REACH.value)
     if any(uncertainty):
         off, chi2 = _fit_distortions(model, data, found, uncertainty)
         found = found._replace(chi2=chi2, flags=found.flags & ~EncodeFlag.POOR_CHI2.value | _poor(chi2, found.n_valid))

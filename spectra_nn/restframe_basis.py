@@ -98,7 +98,7 @@ def on_common_grid(
             ivar[row] = np.divide(1., variance, out=np.zeros(len(wave)), where=kept & (variance > 0))
     return replace(spectra, wave=wave, flux=flux, ivar=ivar, mask=None)
 
-# %% ../nbs/07b_restframe_basis.ipynb #0605d91c
+# %% ../nbs/07b_restframe_basis.ipynb #de682bfc
 def redshifted(
     spectra: Any,             # `Spectra`, or an object like those of specutils
     z: Any,                   # (n_spec,) or one redshift
@@ -109,7 +109,9 @@ def redshifted(
     "Prepare galaxies for a model: vacuum, mean flux 1, bad pixels at 0."
     spectra = spectra if isinstance(spectra, Spectra) else Spectra.from_object(spectra)
     spectra = on_common_grid(spectra.to_frame("vacuum"))
-    z = np.broadcast_to(np.asarray(getattr(z, "value", z), np.float64), len(spectra))
+    z = np.asarray(getattr(z, "value", z), np.float64)
+    if z.shape not in ((), (1,), (len(spectra),)): raise SpectraError(f"redshifts of shape {z.shape} for {len(spectra)} spectra: give one for each, or one for all")
+    z = np.broadcast_to(z, len(spectra))
     ivar = np.where(np.isfinite(z)[:, None], spectra.ivar, 0.).astype(np.float64)
     flux = np.where(ivar > 0, spectra.flux, 0.).astype(np.float64)
     if error_floor: ivar = np.divide(ivar, 1 + ivar * (error_floor * flux)**2)

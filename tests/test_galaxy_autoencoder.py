@@ -140,6 +140,21 @@ def test_quiet_galaxies_lie_closer_to_the_sheet(model, tmp_path):
     assert torch.equal(old.scatter_of(torch.zeros(2, 6)), model.scatter[:1].expand(2, -1, -1))
 
 
+def test_redshifts_that_are_not_there_and_too_many(model):
+    """A redshift at which little is seen is marked, one for each spectrum is asked for, and brightness or gaps of a neighbour change nothing."""
+    survey = read_spectra(asset("mock_galaxies.npz"))[:6]
+    z = info_column(survey, "z")
+    usual = encode(model, redshifted(survey, z, SDSS), calibration=0.03)
+    wrong, ivar = z.copy(), survey.ivar.copy()
+    wrong[:4], ivar[4] = [-0.5, 1.5, np.nan, 7.0], 0
+    found = encode(model, redshifted(replace(survey, ivar=ivar), wrong, SDSS), calibration=0.03)
+    assert [bool(flag & EncodeFlag.OUT_OF_REACH) for flag in found.flags] == [True, True, False, False, False, False]
+    assert [bool(flag & EncodeFlag.BAD_INPUT) for flag in found.flags] == [False, False, True, True, True, False]
+    assert all(torch.isfinite(part).all() for part in found) and torch.allclose(found.latents[5], usual.latents[5], atol=1e-9)
+    with pytest.raises(SpectraError, match="for 6 spectra"):
+        redshifted(survey, z[:3], SDSS)
+
+
 def test_air_wavelengths_are_converted(model):
     survey = read_spectra(asset("mock_galaxies.npz"))[:3]
     z = info_column(survey, "z")
