@@ -98,10 +98,10 @@ def on_common_grid(
             ivar[row] = np.divide(1., variance, out=np.zeros(len(wave)), where=kept & (variance > 0))
     return replace(spectra, wave=wave, flux=flux, ivar=ivar, mask=None)
 
-# %% ../nbs/07b_restframe_basis.ipynb #de682bfc
+# %% ../nbs/07b_restframe_basis.ipynb #1e8fdbef
 def redshifted(
     spectra: Any,             # `Spectra`, or an object like those of specutils
-    z: Any,                   # (n_spec,) or one redshift
+    z: Any,                   # (n_spec,), (n_spec, 1) or one redshift
     instrument: Any = None,   # an `Instrument`, for its resolving power; None to leave the line spread alone
     *,
     error_floor: float = 0.,  # fraction of the flux added to the errors in quadrature: flux calibration is never perfect
@@ -110,6 +110,7 @@ def redshifted(
     spectra = spectra if isinstance(spectra, Spectra) else Spectra.from_object(spectra)
     spectra = on_common_grid(spectra.to_frame("vacuum"))
     z = np.asarray(getattr(z, "value", z), np.float64)
+    if z.ndim == 2 and z.shape[1] == 1: z = z[:, 0]
     if z.shape not in ((), (1,), (len(spectra),)): raise SpectraError(f"redshifts of shape {z.shape} for {len(spectra)} spectra: give one for each, or one for all")
     z = np.broadcast_to(z, len(spectra))
     ivar = np.where(np.isfinite(z)[:, None], spectra.ivar, 0.).astype(np.float64)

@@ -151,6 +151,7 @@ def test_redshifts_that_are_not_there_and_too_many(model):
     assert [bool(flag & EncodeFlag.OUT_OF_REACH) for flag in found.flags] == [True, True, False, False, False, False]
     assert [bool(flag & EncodeFlag.BAD_INPUT) for flag in found.flags] == [False, False, True, True, True, False]
     assert all(torch.isfinite(part).all() for part in found) and torch.allclose(found.latents[5], usual.latents[5], atol=1e-9)
+    assert torch.equal(redshifted(survey, z[:, None], SDSS).z, redshifted(survey, z, SDSS).z)
     with pytest.raises(SpectraError, match="for 6 spectra"):
         redshifted(survey, z[:3], SDSS)
 
