@@ -378,7 +378,7 @@ def _canonical(model: GalaxyAutoencoder, projection: Projection, block: int | No
         turn = torch.linalg.eigh(power)[1].flip(1)
         model.turn.copy_(spread @ (turn * torch.where(turn.sum(0) < 0, -1., 1.)))
 
-# %% ../nbs/07c_galaxy_autoencoder.ipynb #bccdd63f
+# %% ../nbs/07c_galaxy_autoencoder.ipynb #d0615093
 def _measure_scatter(model: GalaxyAutoencoder, projection: Projection, part: Projection, block: int | None = None, at_least: int = 400, most: int = 4) -> None:
     "Find the covariance of normalised coefficients around the sheet of the model, from all pixels of galaxies whose latents are known from `part` of them."
     enough = _usable(part, len(model.mean)) & (projection.n_valid > 0)
@@ -388,26 +388,26 @@ def _measure_scatter(model: GalaxyAutoencoder, projection: Projection, part: Pro
         found = encode_projection(model, part.take(rows))
         kept = (found.flags & ~EncodeFlag.NOT_CONVERGED) == 0
         pieces.append((rows[kept], found.latents[kept], found.amplitude[kept][:, None]))
-    first = torch.cat([latents[:, 0] for _, latents, _ in pieces])
-    n_group = min(max(len(first) // at_least, 1), most)
-    edges = torch.quantile(first, torch.linspace(0, 1, n_group + 1, dtype=first.dtype, device=first.device))
-    edges[-1] += 1
-    groups = [[tuple(each[(piece[1][:, 0] >= low) & (piece[1][:, 0] < high)] for each in piece) for piece in pieces] for low, high in zip(edges[:-1], edges[1:])]
-    model.scatter = torch.stack([_scatter_of(model, projection, group) for group in groups])
-    model.scatter_at = torch.stack([torch.cat([latents[:, 0] for _, latents, _ in group]).median() for group in groups])
+    rows, latents, bright = (torch.cat(each) for each in zip(*pieces))
+    n_group = min(max(len(rows) // at_least, 1), most)
+    inner_edges = torch.quantile(latents[:, 0], torch.linspace(0, 1, n_group + 1, dtype=latents.dtype, device=latents.device))[1:-1]
+    group = torch.bucketize(latents[:, 0].contiguous(), inner_edges)
+    members = [torch.nonzero(group == k)[:, 0] for k in range(n_group)]
+    model.scatter = torch.stack([_scatter_of(model, projection, rows[own], latents[own], bright[own], block) for own in members])
+    model.scatter_at = torch.stack([latents[own, 0].median() for own in members])
 
 
-def _scatter_of(model: GalaxyAutoencoder, projection: Projection, pieces: list[tuple[Tensor, Tensor, Tensor]], turns: int = 15) -> Tensor:
-    "Return the covariance (n_component, n_component) of galaxies around the sheet; pieces are rows of the projection, latents and amplitudes."
+def _scatter_of(model: GalaxyAutoencoder, projection: Projection, rows: Tensor, latents: Tensor, bright: Tensor, block: int | None, turns: int = 15) -> Tensor:
+    "Return the covariance (n_component, n_component) around the sheet of galaxies in `rows` of the projection, with latents (n, n_latent) and amplitudes (n, 1)."
     with torch.no_grad():
         scatter = model.axes @ model.axes.T / 10
         tiny = 1e-12 * scatter.diagonal().sum() * torch.eye(len(scatter), dtype=scatter.dtype, device=scatter.device)
         for _ in range(turns):
             means, spread = [], 0.
-            for rows, latents, bright in pieces:
-                whole = projection.take(rows)
-                matrix = whole.matrix * bright[..., None]**2
-                vector = bright * whole.vector - (matrix @ model(latents)[..., None])[..., 0]
+            for part in torch.arange(len(rows), device=rows.device).split(block or len(rows)):
+                whole = projection.take(rows[part])
+                matrix = whole.matrix * bright[part, :, None]**2
+                vector = bright[part] * whole.vector - (matrix @ model(latents[part])[..., None])[..., 0]
                 covariance = torch.linalg.inv(matrix + torch.linalg.inv(scatter + tiny))
                 means.append((covariance @ vector[..., None])[..., 0])
                 spread = spread + covariance.sum(0)
